@@ -1,0 +1,194 @@
+"""The seam between the front end and a framework: what a backend must do, and the only switch.
+
+The front end knows nothing of a backend but this file. Recipes stop here: a backend gets plain
+arguments (TrainJob), NumPy arrays and paths.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twintune.errors import UserError
+
+Name = Literal["cuda", "ascend"]
+FRAMEWORK = {"cuda": ("torch", "peft"), "ascend": ("mindspore", "mindformers")}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something chosen once, with the reason that is printed beside it."""
+
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter's shape and strength: W + lora_alpha / r * B A."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    target_modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Decoupled weight decay (Loshchilov and Hutter 2019), with bias correction, as torch.optim.AdamW."""
+
+    learning_rate: float  # the schedule's peak
+    weight_decay: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    max_grad_norm: float  # global norm over all LoRA matrices, clipped before the update
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate by optimizer step: see twintune.schedule.learning_rates for the formula."""
+
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    warmup_steps: int
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step as it is logged."""
+
+    step: int  # from 1
+    loss: float  # mean over the trained tokens of the whole optimizer step
+    grad_norm: float  # before clipping
+    learning_rate: float
+    tokens: int  # trained tokens
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training run in plain arguments, the same for every backend.
+
+    Attributes:
+        model: Hugging Face folder with config.json and safetensors.
+        rows: prepared folder with rows.arrow and/or rows.mindrecord.
+        order: row numbers in the order of training, int64 [max_steps, accumulation, batch].
+        row_length: tokens of the longest row; a fixed-shape backend pads to it (or a little above).
+        initial_adapter: PEFT folder; both backends start from these very numbers.
+        output_dir: where the backend writes `adapter/` and what its framework leaves.
+        seed: for what only the backend draws (dropout).
+        overrides: framework keys laid over what the backend generates; empty for cuda.
+    """
+
+    model: Path
+    rows: Path
+    order: NDArray[np.int64]
+    row_length: int
+    pad_token_id: int
+    initial_adapter: Path
+    output_dir: Path
+    lora: Lora
+    optimizer: AdamW
+    schedule: Schedule
+    device: str
+    dtype: str
+    seed: int
+    overrides: dict[str, Any]
+
+
+class Watcher(Protocol):
+    """What a backend tells the front end while it trains."""
+
+    def status(self, text: str) -> None:
+        """A phase that takes long began (loading, compiling)."""
+
+    def step(self, step: Step) -> None:
+        """One optimizer step ended."""
+
+
+class LanguageModel(Protocol):
+    """A loaded model that gives logits; the front end samples (twintune.generation)."""
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """Logits of every position, one [length, vocabulary] array a row."""
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
+        """Begin decoding a batch; logits after the last token of each prompt, [prompts, vocabulary]."""
+
+    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append one token to every row; logits after it, [prompts, vocabulary]."""
+
+
+class Backend(Protocol):
+    """What a framework must do for the front end."""
+
+    name: Name
+
+    def choose_device(self, asked: str) -> Choice:
+        """`auto` or a device name to a device that is there. Raises UserError if it is not."""
+
+    def choose_dtype(self, asked: str, device: str) -> Choice:
+        """`auto` or a dtype name to one this backend computes in there. Raises UserError if it cannot."""
+
+    def plan(self, job: TrainJob) -> dict[str, str]:
+        """What the framework would be given, as texts by file name, for --dry-run."""
+
+    def train(self, job: TrainJob, watcher: Watcher) -> None:
+        """Train and write `adapter/` (PEFT format) into job.output_dir."""
+
+    def load_model(
+        self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str
+    ) -> LanguageModel:
+        """Load a Hugging Face folder, with a PEFT adapter on it or none."""
+
+
+def missing_packages(name: Name) -> list[str]:
+    """The packages of a backend that are not installed, without importing any."""
+    return [package for package in FRAMEWORK[name] if find_spec(package) is None]
+
+
+def choose_backend(asked: str) -> Choice:
+    """`auto` to the backend whose framework is installed (cuda first, as it runs everywhere).
+
+    Raises:
+        UserError: if the asked one is not installed, or none is.
+    """
+    names: tuple[Name, ...] = ("cuda", "ascend")
+    if asked != "auto":
+        name: Name = "cuda" if asked == "cuda" else "ascend"
+        if missing := missing_packages(name):
+            raise UserError(
+                f"--backend {asked} must have its packages installed, got none of {', '.join(missing)}; "
+                f"run: pip install 'twintune[{asked}]'"
+            )
+        return Choice(asked, "as asked")
+    installed = [name for name in names if not missing_packages(name)]
+    if not installed:
+        raise UserError(
+            "--backend auto must find torch and peft, or mindspore and mindformers, got neither; "
+            "run: pip install 'twintune[cuda]' or 'twintune[ascend]'"
+        )
+    if len(installed) == 2 and _has_npu():
+        return Choice("ascend", "both are installed and an NPU is here")
+    reason = "both are installed and no NPU is here" if len(installed) == 2 else "only its packages are installed"
+    return Choice(installed[0], reason)
+
+
+def _has_npu() -> bool:
+    return any(Path("/dev").glob("davinci[0-9]*"))
+
+
+def load_backend(name: str) -> Backend:
+    """Import one backend and its framework."""
+    if name == "cuda":
+        from twintune.backends.cuda import CudaBackend
+
+        return CudaBackend()
+    from twintune.backends.ascend import AscendBackend
+
+    return AscendBackend()

@@ -1,0 +1,1 @@
+"""Pure transformations: files in and files out, no device."""

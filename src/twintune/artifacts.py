@@ -1,0 +1,81 @@
+"""Folders and files that are whole or absent: written aside, then renamed, and known by their sha256."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from twintune.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """The sha256 of a JSON value in its one canonical spelling (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    with new_file(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write; it takes the name of `path` only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder beside `path` to fill; it takes the name of `path` only if the block succeeds.
+
+    Raises:
+        UserError: if `path` exists and holds anything.
+    """
+    refuse_used_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield aside
+        aside.chmod(0o755)
+        if path.exists():
+            path.rmdir()
+        aside.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_used_folder(path: Path) -> None:
+    """Raise UserError if `path` is a file, or a folder with something in it."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        raise UserError(
+            f"{path}: --output-dir must be a new or empty folder, got one that is in use; "
+            "name another folder or delete this one"
+        )
+
+
+def cache_folder() -> Path:
+    """Where converted base weights and prepared rows are kept: $TWINTUNE_CACHE or ~/.cache/twintune."""
+    return Path(os.environ.get("TWINTUNE_CACHE") or Path.home() / ".cache" / "twintune")

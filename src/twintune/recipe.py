@@ -1,0 +1,223 @@
+"""The recipe: one YAML file that says what to train, on what, how; the machine's choices are flags.
+
+Names are those of HF TrainingArguments, PEFT LoraConfig and LLaMA-Factory, so that fingers know them.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from twintune.artifacts import new_file
+from twintune.errors import UserError
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+BackendName = Literal["auto", "cuda", "ascend"]
+DeviceName = Literal["auto", "cpu", "cuda", "npu"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are refused, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """Which model: a Hugging Face folder, an embedded model's name, or a hub name."""
+
+    name_or_path: str
+    trust_remote_code: bool = False
+    pad_token: str | None = None  # None: chosen by the tokenizer rules of converters.tokens, and printed
+
+
+class DataSection(Section):
+    """Which records, how they are rendered and where they are cut."""
+
+    train: Path
+    template: str = "tokenizer"  # a FastChat template's name, or the tokenizer's own chat template
+    system: str | None = None  # None: the template's own system prompt
+    cutoff_len: int = Field(1024, ge=8)  # tokens; what is longer is cut at the end
+
+
+class LoraSection(Section):
+    """The adapter, as PEFT's LoraConfig spells it."""
+
+    r: int = Field(8, ge=1)
+    lora_alpha: float = Field(16, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Annotated[tuple[TargetModule, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    )
+
+
+class TrainSection(Section):
+    """The optimizer, its schedule and the batch, as HF TrainingArguments spells them."""
+
+    per_device_train_batch_size: int = Field(2, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    num_train_epochs: float = Field(3.0, gt=0)
+    max_steps: int = Field(-1, ge=-1)  # optimizer steps; above 0 it replaces num_train_epochs
+    learning_rate: float = Field(1e-4, gt=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    optim: Literal["adamw_torch"] = "adamw_torch"
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    seed: int = Field(42, ge=0)
+
+
+class GenerateSection(Section):
+    """How text is generated where the command line does not say."""
+
+    max_new_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0)  # 0: greedy
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)  # 0: no limit
+    seed: int = Field(0, ge=0)
+
+
+class AscendSection(Section):
+    """What only MindFormers knows: keys of its YAML, laid over the generated one."""
+
+    overrides: dict[str, Any] = {}
+
+
+class BackendSection(Section):
+    """What belongs to the machine, and can be given by flags instead."""
+
+    name: BackendName = "auto"
+    device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
+    ascend: AscendSection = AscendSection()
+
+
+class Recipe(Section):
+    """The whole recipe."""
+
+    model: ModelSection
+    data: DataSection
+    lora: LoraSection = LoraSection()
+    train: TrainSection = TrainSection()
+    generate: GenerateSection = GenerateSection()
+    backend: BackendSection = BackendSection()
+
+    def save(self, path: Path) -> None:
+        """Write the resolved recipe, every default spelled out, as YAML that load_recipe reads back."""
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        with new_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, lay `section.key=value` overrides over it, resolve its paths against its folder.
+
+    Raises:
+        UserError: for every unreadable file, unknown key or wrong value, all at once.
+    """
+    tree = _read_yaml(path)
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(*(_describe(path, problem) for problem in error.errors())) from None
+    return _resolve_paths(recipe, path.resolve().parent)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: the recipe must be a file that exists, got nothing there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the recipe must be a readable UTF-8 file, got: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: the recipe must be YAML, got: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: the recipe must be a mapping of sections (model, data, ...), got {tree!r}")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or "." not in name:
+        raise UserError(
+            f"command line: an override must be section.key=value, such as train.max_steps=10, got {override!r}"
+        )
+    *sections, key = name.strip().split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"command line: {name} must be a YAML value, got {text!r}: {' '.join(str(error).split())}"
+        ) from None
+    branch = tree
+    for section in sections:
+        branch = branch.setdefault(section, {})
+        if not isinstance(branch, dict):
+            raise UserError(f"command line: {name} must lead through sections, got a value at {section!r}")
+    branch[key] = _number_if_yaml_missed_it(value)
+
+
+def _number_if_yaml_missed_it(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as a string (it wants 1.0e-4); nobody means the string."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() and value[:1] in "-+.0123456789" else value
+        except ValueError:
+            return value
+    return value
+
+
+def _describe(path: Path, problem: Mapping[str, Any]) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: {name} must be a key that twintune knows, got an unknown one{_did_you_mean(problem['loc'])}"
+    if problem["type"] == "missing":
+        return f"{path}: {name} must be given, got nothing"
+    rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{path}: {name} must be {rule}, got {problem['input']!r}"
+
+
+def _did_you_mean(location: tuple[str | int, ...]) -> str:
+    section: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    wanted = str(location[-1])
+    close = difflib.get_close_matches(wanted, section.model_fields, n=1)
+    if close:
+        return f"; did you mean {'.'.join([*map(str, location[:-1]), close[0]])}?"
+    elsewhere = [
+        f"{name}.{wanted}"
+        for name, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and wanted in getattr(field.annotation, "model_fields", {})
+    ]
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]}?"
+    return f"; the keys here are {', '.join(section.model_fields)}"
+
+
+def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """Paths in a recipe are relative to its file; a model name that is no path there stays a name."""
+    data = recipe.data.model_copy(update={"train": (folder / recipe.data.train.expanduser()).resolve()})
+    name = recipe.model.name_or_path
+    candidate = (folder / Path(name).expanduser()).resolve()
+    looks_like_path = name.startswith((".", "/", "~"))
+    model = recipe.model
+    if looks_like_path or candidate.is_dir():
+        model = model.model_copy(update={"name_or_path": str(candidate)})
+    return recipe.model_copy(update={"data": data, "model": model})
