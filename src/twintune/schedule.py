@@ -1,0 +1,57 @@
+"""Steps, row order and learning rates, by formula, once for both backends."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twintune.backends import Schedule
+from twintune.recipe import TrainSection
+
+
+def step_count(train: TrainSection, rows: int) -> int:
+    """Optimizer steps of a run: `max_steps`, or as many as `num_train_epochs` over the rows fill.
+
+    The last step is filled up with rows of the next epoch (see row_order), so nothing is dropped.
+    """
+    if train.max_steps > 0:
+        return train.max_steps
+    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    return math.ceil(train.num_train_epochs * rows / rows_per_step)
+
+
+def warmup_steps(train: TrainSection, steps: int) -> int:
+    """Warm-up steps, rounded up as HF's Trainer does (MindFormers would truncate)."""
+    return math.ceil(train.warmup_ratio * steps)
+
+
+def row_order(rows: int, train: TrainSection) -> NDArray[np.int64]:
+    """The row numbers in the order of training, int64 [max_steps, accumulation, batch].
+
+    Each epoch is a permutation drawn from (seed, epoch); epochs follow each other without a gap, so
+    that every micro-batch is full and a fixed-shape graph needs no filler.
+    """
+    shape = (step_count(train, rows), train.gradient_accumulation_steps, train.per_device_train_batch_size)
+    epochs = math.ceil(math.prod(shape) / rows)
+    stream = [np.random.default_rng((train.seed, epoch)).permutation(rows) for epoch in range(epochs)]
+    return np.concatenate(stream)[: math.prod(shape)].reshape(shape).astype(np.int64)
+
+
+def learning_rates(schedule: Schedule, learning_rate: float) -> NDArray[np.float64]:
+    """The learning rate of each optimizer step, float64 [max_steps].
+
+    Warm-up rises from 0 at the first step; then, with p the share of the remaining steps gone by,
+    linear: 1 - p; cosine: (1 + cos(pi p)) / 2; constant kinds: 1. As HF's get_scheduler, in which
+    `constant` knows no warm-up.
+    """
+    step = np.arange(schedule.max_steps, dtype=np.float64)
+    if schedule.lr_scheduler_type == "constant":
+        return np.full(schedule.max_steps, learning_rate)
+    warmup = schedule.warmup_steps
+    gone = np.clip((step - warmup) / max(1, schedule.max_steps - warmup), 0, 1)
+    falling = {
+        "linear": 1 - gone,
+        "cosine": (1 + np.cos(np.pi * gone)) / 2,
+        "constant_with_warmup": np.ones_like(gone),
+    }[schedule.lr_scheduler_type]
+    return learning_rate * np.where(step < warmup, step / max(1, warmup), falling)
