@@ -1,0 +1,41 @@
+"""The cuda backend: PyTorch and PEFT, on an Nvidia GPU or on a CPU. Importing it does not import torch."""
+
+from pathlib import Path
+
+from twintune.backends import Choice, LanguageModel, Name, TrainJob, Watcher
+
+
+class CudaBackend:
+    """The Backend protocol on PyTorch and PEFT."""
+
+    name: Name = "cuda"
+
+    def choose_device(self, asked: str) -> Choice:
+        """`auto`, `cpu` or `cuda` to a device that is here. Raises UserError if it is not."""
+        from twintune.backends.cuda.device import choose_device
+
+        return choose_device(asked)
+
+    def choose_dtype(self, asked: str, device: str) -> Choice:
+        """`auto`, `float32` or `bfloat16` to the dtype of the forward. Raises UserError for float16."""
+        from twintune.backends.cuda.device import choose_dtype
+
+        return choose_dtype(asked, device)
+
+    def plan(self, job: TrainJob) -> dict[str, str]:
+        """Nothing: this backend writes no configuration for its framework."""
+        return {}
+
+    def train(self, job: TrainJob, watcher: Watcher) -> None:
+        """Train and write `adapter/` (PEFT format) into job.output_dir."""
+        from twintune.backends.cuda.train import train
+
+        train(job, watcher)
+
+    def load_model(
+        self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str
+    ) -> LanguageModel:
+        """Load a Hugging Face folder, with a PEFT adapter on it or none."""
+        from twintune.backends.cuda.decode import load_language_model
+
+        return load_language_model(model, adapter, pad_token_id=pad_token_id, device=device, dtype=dtype)

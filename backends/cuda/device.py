@@ -1,0 +1,56 @@
+"""Where the cuda backend computes and in which dtype: chosen once, with the reason."""
+
+import torch
+
+from twintune.backends import Choice
+from twintune.errors import UserError
+
+
+def choose_device(asked: str) -> Choice:
+    """Resolve `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UserError: for a device that this backend does not drive, or that is not here.
+    """
+    if asked not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"backend.device must be auto, cpu or cuda with --backend cuda, got {asked}; "
+            "for an NPU use --backend ascend"
+        )
+    if asked == "cpu":
+        return Choice("cpu", "as asked")
+    if torch.cuda.is_available():
+        return Choice("cuda", f"{'as asked' if asked == 'cuda' else 'found'}: {torch.cuda.get_device_name()}")
+    if asked == "cuda":
+        raise UserError(
+            f"backend.device must be a device that is here, got cuda; torch {torch.__version__} finds none, "
+            "check nvidia-smi and install a CUDA build of torch, or use --device cpu"
+        )
+    return Choice("cpu", f"torch {torch.__version__} finds no CUDA device")
+
+
+def choose_dtype(asked: str, device: str) -> Choice:
+    """Resolve `auto`, `float32` or `bfloat16`: the dtype of the base weights and of the forward.
+
+    Adapter, gradients and optimizer are float32 whatever is chosen.
+
+    Raises:
+        UserError: for float16, or for bfloat16 on a GPU that lacks it.
+    """
+    if asked not in ("auto", "float32", "bfloat16"):
+        raise UserError(
+            f"backend.dtype must be auto, bfloat16 or float32 with --backend cuda, got {asked}; "
+            "use backend.dtype=bfloat16, or float32 on a GPU older than Ampere"
+        )
+    has_bfloat16 = device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if asked == "bfloat16" and not has_bfloat16:
+        raise UserError(
+            f"backend.dtype must be float32 on {torch.cuda.get_device_name()}, got bfloat16, which it lacks; "
+            "use backend.dtype=float32"
+        )
+    if asked == "auto" and device == "cuda" and has_bfloat16:
+        return Choice("bfloat16", "the GPU has it; adapter, gradients and optimizer are float32")
+    if asked == "bfloat16":
+        return Choice("bfloat16", "as asked; adapter, gradients and optimizer are float32")
+    reason = "as asked" if asked == "float32" else f"{device} without fast bfloat16"
+    return Choice("float32", f"{reason}; TF32 is off, so that backends can be compared")

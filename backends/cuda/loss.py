@@ -1,0 +1,69 @@
+"""The loss of a micro-batch, with logits only where a next token is trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from twintune.errors import UserError
+
+IGNORED = -100
+Row = tuple[NDArray[np.int32], NDArray[np.int32]]  # input_ids and labels, of one length
+
+
+def trained_tokens(rows: Sequence[Row]) -> int:
+    """How many tokens of these rows are trained; a row's first token has nothing to be predicted from."""
+    return sum(int((labels[1:] != IGNORED).sum()) for _, labels in rows)
+
+
+def pad_right(rows: Sequence[Row], pad_token_id: int, device: str) -> tuple[Any, Any, Any]:
+    """Pad rows to the longest of them.
+
+    Returns:
+        input_ids, attention_mask and labels, int64 [rows, longest].
+    """
+    longest = max(len(ids) for ids, _ in rows)
+    input_ids = torch.full((len(rows), longest), pad_token_id)
+    attention_mask = torch.zeros((len(rows), longest), dtype=torch.int64)
+    labels = torch.full((len(rows), longest), IGNORED)
+    for number, (ids, targets) in enumerate(rows):
+        input_ids[number, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        attention_mask[number, : len(ids)] = 1
+        labels[number, : len(ids)] = torch.from_numpy(targets.astype(np.int64))
+    return input_ids.to(device), attention_mask.to(device), labels.to(device)
+
+
+def loss_sum(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> Any:
+    """The sum of -log p over the trained tokens, a float32 scalar with its graph.
+
+    The head is applied to the trained positions only, so that no [rows, length, vocabulary] tensor exists.
+    """
+    causal = model.get_base_model()
+    hidden = causal.get_decoder()(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+    ).last_hidden_state  # [rows, length, hidden]
+    targets = labels[:, 1:]
+    trained = targets != IGNORED
+    logits = causal.get_output_embeddings()(hidden[:, :-1][trained])  # [trained tokens, vocabulary]
+    return cross_entropy(logits.float(), targets[trained], reduction="sum")
+
+
+@torch.no_grad()
+def require_plain_head(model: Any) -> None:
+    """Compare the logits that loss_sum computes with the model's own, once, on a short row.
+
+    Raises:
+        UserError: for an architecture that scales or caps its logits after the head.
+    """
+    causal = model.get_base_model()
+    row = torch.arange(1, 9, device=causal.device)[None] % causal.config.vocab_size
+    expected = causal(input_ids=row, use_cache=False).logits
+    hidden = causal.get_decoder()(input_ids=row, use_cache=False).last_hidden_state
+    if not torch.allclose(causal.get_output_embeddings()(hidden), expected, rtol=1e-3, atol=1e-3):
+        raise UserError(
+            f"model.name_or_path must be an architecture whose logits are its head's output, got "
+            f"{causal.config.model_type}, which changes them afterwards; choose llama, mistral, qwen2 or phi"
+        )

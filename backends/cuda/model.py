@@ -1,0 +1,108 @@
+"""A Hugging Face causal language model with a LoRA adapter on it, every tensor accounted for."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from twintune.backends import Lora
+from twintune.errors import UserError, raise_collected
+
+
+def load_base(folder: Path, device: str, dtype: str) -> Any:
+    """Load a transformers model from safetensors in a folder, frozen and in eval mode.
+
+    Raises:
+        UserError: if there are no safetensors, or a weight is missing, left over or of another shape
+            (transformers would only warn, and train on random numbers).
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder}: model.name_or_path must hold *.safetensors, got none; "
+            "save the model with transformers' save_pretrained"
+        )
+    disable_progress_bar()  # the front end shows what is going on
+    torch.set_float32_matmul_precision("highest")  # no TF32: float32 must mean the same on every machine
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    raise_collected(
+        f"{folder}: the safetensors must match config.json, got {problem.replace('_', ' ')} {key}"
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        for key in sorted(map(str, report[problem]))
+    )
+    return model.to(device).requires_grad_(False).eval()
+
+
+def put_on_adapter(base: Any, lora: Lora, tensors: Mapping[str, NDArray[np.float32]], source: Path) -> Any:
+    """Wrap a base model with PEFT's LoRA and set its matrices, float32 by PEFT file name.
+
+    PeftModel.from_pretrained is not used because it only warns about missing and unexpected names.
+
+    Raises:
+        UserError: for every name or shape in which `source` and the model differ.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 for gradient checkpointing by its old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        model = get_peft_model(base, config)
+    parameters = adapter_parameters(model)
+    raise_collected(_differences(parameters, tensors, source))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(tensors[name])))
+    return model
+
+
+def _differences(
+    parameters: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]], source: Path
+) -> list[str]:
+    rule = f"{source}: the adapter must have the matrices of the model and lora.target_modules"
+    problems = [f"{rule}, got no {name}" for name in sorted(parameters.keys() - tensors.keys())]
+    problems += [f"{rule}, got {name} besides" for name in sorted(tensors.keys() - parameters.keys())]
+    for name in sorted(parameters.keys() & tensors.keys()):
+        wanted, given = list(parameters[name].shape), list(tensors[name].shape)
+        if wanted != given:
+            problems.append(f"{source}: {name} must have shape {wanted}, got {given}")
+    return problems
+
+
+def adapter_parameters(model: Any) -> dict[str, Any]:
+    """The LoRA parameters of a PEFT model by the names its file has (without the adapter's own name)."""
+    return {
+        name.replace(".default.weight", ".weight"): parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name
+    }
+
+
+def adapter_tensors(model: Any) -> dict[str, NDArray[np.float32]]:
+    """The LoRA matrices as float32 NumPy arrays by PEFT file name, A [r, in] and B [out, r]."""
+    parameters = adapter_parameters(model).items()
+    return {name: parameter.detach().float().cpu().numpy() for name, parameter in parameters}
+
+
+def autocast(device: str, dtype: str) -> Any:
+    """The context of every forward: bfloat16 autocast, or nothing for float32."""
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == "bfloat16")

@@ -1,0 +1,127 @@
+"""The training loop of the cuda backend: rows in the front end's order, one loss normaliser, AdamW."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twintune.artifacts import refuse_used_folder
+from twintune.backends import Step, TrainJob, Watcher
+from twintune.backends.cuda.device import choose_device, choose_dtype
+from twintune.backends.cuda.loss import Row, loss_sum, pad_right, require_plain_head, trained_tokens
+from twintune.backends.cuda.model import (
+    adapter_parameters,
+    adapter_tensors,
+    autocast,
+    load_base,
+    put_on_adapter,
+)
+from twintune.converters.adapter import read_adapter, write_adapter
+from twintune.errors import UserError
+from twintune.schedule import learning_rates
+
+
+def train(job: TrainJob, watcher: Watcher) -> None:
+    """Train the adapter of a job and write it to `job.output_dir / "adapter"`.
+
+    Raises:
+        UserError: for a model or adapter that does not fit, or a loss that is no longer finite.
+    """
+    adapter = job.output_dir / "adapter"
+    refuse_used_folder(adapter)
+    device = choose_device(job.device).value
+    job = replace(job, device=device, dtype=choose_dtype(job.dtype, device).value)
+    watcher.status(f"loading {job.model}")
+    model = load_for_training(job)
+    for step in optimizer_steps(job, model):
+        watcher.step(step)
+    write_adapter(adapter, adapter_tensors(model), job.lora, str(job.model))
+
+
+def load_for_training(job: TrainJob) -> Any:
+    """The base model with the job's initial adapter on it; only the adapter has gradients."""
+    _, tensors = read_adapter(job.initial_adapter)
+    base = load_base(job.model, job.device, job.dtype)
+    model = put_on_adapter(base, job.lora, tensors, job.initial_adapter)
+    with autocast(job.device, job.dtype):
+        require_plain_head(model.eval())
+    return model.train()
+
+
+def optimizer_steps(job: TrainJob, model: Any) -> Iterator[Step]:
+    """Train, giving each optimizer step as it ends.
+
+    Raises:
+        UserError: naming step and rows, if a loss or gradient is not finite or no token is trained.
+    """
+    torch.manual_seed(job.seed)
+    rows = _open_rows(job.rows / "rows.arrow")
+    parameters = list(adapter_parameters(model).values())
+    optimizer = _adamw(job, parameters)
+    rates = learning_rates(job.schedule, job.optimizer.learning_rate)
+    for number, micro_batches in enumerate(job.order):
+        began = time.perf_counter()
+        batches = [[_row(rows, int(row)) for row in batch] for batch in micro_batches]
+        tokens = sum(map(trained_tokens, batches))
+        if tokens == 0:
+            raise UserError(f"{_place(job, number)} must have a trained token, got all labels masked")
+        loss = _backward(job, model, batches, tokens)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, job.optimizer.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(
+                f"{_place(job, number)} must have a finite loss and gradient, got loss {loss} and gradient "
+                f"norm {norm}; lower train.learning_rate or look at these rows"
+            )
+        optimizer.param_groups[0]["lr"] = float(rates[number])
+        optimizer.step()
+        optimizer.zero_grad()
+        yield Step(number + 1, loss, norm, float(rates[number]), tokens, time.perf_counter() - began)
+
+
+def _adamw(job: TrainJob, parameters: list[Any]) -> Any:
+    settings = job.optimizer
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int) -> float:
+    """Accumulate gradients of the mean over the step's trained tokens; returns that mean."""
+    total = torch.zeros((), dtype=torch.float64, device=job.device)
+    for batch in batches:
+        inputs = pad_right(batch, job.pad_token_id, job.device)
+        with autocast(job.device, job.dtype):
+            loss = loss_sum(model, *inputs)
+        (loss / tokens).backward()
+        total += loss.detach()
+    return float(total) / tokens
+
+
+def _place(job: TrainJob, number: int) -> str:
+    return f"{job.rows}: step {number + 1} (rows {', '.join(map(str, job.order[number].ravel()))})"
+
+
+def _open_rows(path: Path) -> Any:
+    """The table of prepared rows, memory mapped."""
+    import pyarrow
+
+    if not path.is_file():
+        raise UserError(
+            f"{path}: it must be there for --backend cuda, got no such file; run twintune prepare"
+        )
+    return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
+
+
+def _row(table: Any, number: int) -> Row:
+    return (
+        table["input_ids"][number].values.to_numpy(),
+        table["labels"][number].values.to_numpy(),
+    )
