@@ -84,72 +84,64 @@ def shopping(rng: Random, cast: Cast) -> Problem:
     return Problem(
         f"{cast.name} buys {count} {cast.things} at {price} dollars each and a bag for {bag} dollars. "
         "What is the total cost?",
-        f"{cast.chinese_name}买了{count}{cast.measure}{cast.noun}，每{cast.measure}{price}元，又买了一个{bag}元的袋子，"
-        "一共花了多少元？",
+        f"{cast.chinese_name}买了{count}{cast.measure}{cast.noun}，每{cast.measure}{price}元，"
+        f"又买了一个{bag}元的袋子，一共花了多少元？",
         (f"{count} * {price} = {cost}", f"{cost} + {bag} = {cost + bag}"),
     )
 
 
 def change(rng: Random, cast: Cast) -> Problem:
     """What is left of a banknote."""
-    note = rng.choice((50, 100))
-    count, price = rng.randint(2, 9), rng.randint(2, min(9, note // 9))
-    cost = count * price
+    note = rng.choice((20, 50, 100))
+    price = rng.randint(3, note - 3)
     return Problem(
-        f"{cast.name} buys {count} {cast.things} at {price} dollars each and pays with {note} dollars. "
+        f"{cast.name} buys {cast.things} for {price} dollars and pays with {note} dollars. "
         "How much change is due?",
-        f"{cast.chinese_name}买了{count}{cast.measure}{cast.noun}，每{cast.measure}{price}元，付了{note}元，应找回多少元？",
-        (f"{count} * {price} = {cost}", f"{note} - {cost} = {note - cost}"),
+        f"{cast.chinese_name}买{cast.noun}用去{price}元，付了{note}元，应找回多少元？",
+        (f"{note} - {price} = {note - price}",),
     )
 
 
 def sharing(rng: Random, cast: Cast) -> Problem:
-    """Two heaps put together and shared equally."""
-    friends, each = rng.randint(2, 9), rng.randint(3, 9)
+    """A heap shared equally."""
+    friends, each = rng.randint(2, 9), rng.randint(2, 12)
     total = friends * each
-    first = rng.randint(2, total - 2)
     return Problem(
-        f"{first} red and {total - first} blue {cast.things} are shared equally by {friends} children. "
-        "How many does each get?",
-        f"{first}{cast.measure}红色和{total - first}{cast.measure}蓝色的{cast.noun}，"
-        f"平均分给{friends}个小朋友，每人分到多少{cast.measure}？",
-        (f"{first} + {total - first} = {total}", f"{total} / {friends} = {each}"),
+        f"{cast.name} shares {total} {cast.things} equally among {friends} friends. "
+        "How many does each friend get?",
+        f"{cast.chinese_name}把{total}{cast.measure}{cast.noun}平均分给{friends}个朋友，每人分到多少{cast.measure}？",
+        (f"{total} / {friends} = {each}",),
     )
 
 
 def speed(rng: Random, cast: Cast) -> Problem:
-    """A distance at the speed of another one."""
-    hours, pace, longer = rng.randint(2, 6), rng.randint(3, 12), rng.randint(2, 9)
-    distance = hours * pace
+    """Distance over time."""
+    hours, pace = rng.randint(2, 9), rng.randint(3, 15)
     return Problem(
-        f"{cast.name} rides {distance} km in {hours} hours. How many km is that in {longer} hours?",
-        f"{cast.chinese_name}骑车{hours}小时行{distance}千米，照这样的速度，{longer}小时行多少千米？",
-        (f"{distance} / {hours} = {pace}", f"{pace} * {longer} = {pace * longer}"),
+        f"{cast.name} rides {hours * pace} km in {hours} hours. What is the speed in km per hour?",
+        f"{cast.chinese_name}骑车{hours}小时行{hours * pace}千米，每小时行多少千米？",
+        (f"{hours * pace} / {hours} = {pace}",),
     )
 
 
 def age(rng: Random, cast: Cast) -> Problem:
-    """The age of somebody else in some years."""
-    own, older, years = rng.randint(5, 15), rng.randint(2, 12), rng.randint(2, 12)
-    now = own + older
+    """The age of somebody older."""
+    own, older = rng.randint(5, 40), rng.randint(2, 25)
     return Problem(
-        f"{cast.name} is {own}. {cast.other} is {older} years older. "
-        f"How old will {cast.other} be in {years} years?",
+        f"{cast.name} is {own} years old. {cast.other} is {older} years older. How old is {cast.other}?",
         f"{cast.chinese_name}今年{own}岁，{cast.chinese_other}比{cast.chinese_name}大{older}岁，"
-        f"{years}年后{cast.chinese_other}多少岁？",
-        (f"{own} + {older} = {now}", f"{now} + {years} = {now + years}"),
+        f"{cast.chinese_other}今年多少岁？",
+        (f"{own} + {older} = {own + older}",),
     )
 
 
 def area(rng: Random, cast: Cast) -> Problem:
-    """A rectangle without a square."""
-    length, width, pond = rng.randint(4, 12), rng.randint(3, 9), rng.randint(2, 9)
-    whole = length * width
+    """Length times width."""
+    length, width = rng.randint(3, 12), rng.randint(2, 9)
     return Problem(
-        f"A garden is {length} m long and {width} m wide. "
-        f"A pond takes {pond} square meters. What area is left?",
-        f"一个长方形花园长{length}米，宽{width}米，其中池塘占{pond}平方米，剩下的面积是多少平方米？",
-        (f"{length} * {width} = {whole}", f"{whole} - {pond} = {whole - pond}"),
+        f"{cast.name}'s garden is {length} m long and {width} m wide. What is its area in square meters?",
+        f"{cast.chinese_name}家的长方形花园长{length}米，宽{width}米，面积是多少平方米？",
+        (f"{length} * {width} = {length * width}",),
     )
 
 
@@ -159,37 +151,35 @@ def perimeter(rng: Random, cast: Cast) -> Problem:
     half = length + width
     return Problem(
         f"{cast.name}'s room is {length} m long and {width} m wide. What is its perimeter in meters?",
-        f"{cast.chinese_name}的房间长{length}米，宽{width}米，周长是多少米？",
+        f"{cast.chinese_name}的长方形房间长{length}米，宽{width}米，周长是多少米？",
         (f"{length} + {width} = {half}", f"{half} * 2 = {half * 2}"),
     )
 
 
 def percent(rng: Random, cast: Cast) -> Problem:
-    """What is left after a part is given away."""
-    part, tens = rng.choice((10, 20, 30, 40, 50)), rng.randint(2, 20)
-    whole, given = tens * 10, tens * part // 10
+    """A round part of a round number."""
+    part, whole = rng.choice((10, 20, 30, 40, 50)), 10 * rng.randint(1, 20)
     return Problem(
-        f"{cast.name} has {whole} {cast.things} and sells {part} percent of them. How many are left?",
-        f"{cast.chinese_name}有{whole}{cast.measure}{cast.noun}，卖掉了其中的{part}%，还剩多少{cast.measure}？",
-        (f"{whole} * {part} / 100 = {given}", f"{whole} - {given} = {whole - given}"),
+        f"{cast.name} has {whole} {cast.things} and sells {part} percent of them. How many are sold?",
+        f"{cast.chinese_name}有{whole}{cast.measure}{cast.noun}，卖掉了其中的{part}%，卖掉了多少{cast.measure}？",
+        (f"{whole} * {part} / 100 = {whole * part // 100}",),
     )
 
 
 def times_as_many(rng: Random, cast: Cast) -> Problem:
-    """Two people, one with a multiple of the other's."""
-    few, times = rng.randint(3, 15), rng.randint(2, 6)
-    many = few * times
+    """A multiple of what somebody else has."""
+    few, times = rng.randint(3, 15), rng.randint(2, 9)
     return Problem(
         f"{cast.name} has {few} {cast.things}. {cast.other} has {times} times as many. "
-        "How many do they have together?",
+        f"How many does {cast.other} have?",
         f"{cast.chinese_name}有{few}{cast.measure}{cast.noun}，{cast.chinese_other}的是{cast.chinese_name}的{times}倍，"
-        f"两人一共有多少{cast.measure}？",
-        (f"{few} * {times} = {many}", f"{few} + {many} = {few + many}"),
+        f"{cast.chinese_other}有多少{cast.measure}？",
+        (f"{few} * {times} = {few * times}",),
     )
 
 
 def comparison(rng: Random, cast: Cast) -> Problem:
-    """Two people, one with some fewer."""
+    """Two people together, one of them with fewer."""
     many, fewer = rng.randint(12, 40), rng.randint(2, 9)
     few = many - fewer
     return Problem(
@@ -216,14 +206,11 @@ def remainder(rng: Random, cast: Cast) -> Problem:
 
 def reading(rng: Random, cast: Cast) -> Problem:
     """The pages that are not read yet."""
-    daily, days = rng.randint(3, 12), rng.randint(2, 7)
-    read = daily * days
-    pages = read + rng.randint(2, 40)
+    pages, read = rng.randint(30, 99), rng.randint(5, 28)
     return Problem(
-        f"A book has {pages} pages. {cast.name} reads {daily} pages a day for {days} days. "
-        "How many pages are left?",
-        f"一本书有{pages}页，{cast.chinese_name}每天读{daily}页，读了{days}天，还剩多少页？",
-        (f"{daily} * {days} = {read}", f"{pages} - {read} = {pages - read}"),
+        f"{cast.name} has read {read} pages of a book of {pages} pages. How many pages are left?",
+        f"一本书有{pages}页，{cast.chinese_name}已经读了{read}页，还剩多少页？",
+        (f"{pages} - {read} = {pages - read}",),
     )
 
 
@@ -232,22 +219,19 @@ def bus(rng: Random, cast: Cast) -> Problem:
     riders, off, on = rng.randint(15, 50), rng.randint(2, 14), rng.randint(2, 20)
     stay = riders - off
     return Problem(
-        f"A bus has {riders} riders. {off} get off, {on} and {cast.name} get on. "
-        "How many riders are there now?",
-        f"公共汽车上有{riders}人，到站下去{off}人，{cast.chinese_name}和另外{on}人上车，现在车上有多少人？",
-        (f"{riders} - {off} = {stay}", f"{stay} + {on} + 1 = {stay + on + 1}"),
+        f"A bus has {riders} riders. {off} get off and {on} get on. How many riders are there now?",
+        f"公共汽车上有{riders}人，到站后下去{off}人，上来{on}人，现在车上有多少人？",
+        (f"{riders} - {off} = {stay}", f"{stay} + {on} = {stay + on}"),
     )
 
 
 def wages(rng: Random, cast: Cast) -> Problem:
-    """Work at one wage on two days."""
-    wage, first, second = rng.randint(3, 12), rng.randint(1, 6), rng.randint(1, 6)
-    hours = first + second
+    """Hours times wage."""
+    hours, wage = rng.randint(2, 9), rng.randint(3, 15)
     return Problem(
-        f"{cast.name} works {first} hours today and {second} hours tomorrow for {wage} dollars an hour. "
-        "What is the total pay?",
-        f"{cast.chinese_name}今天工作{first}小时，明天工作{second}小时，每小时{wage}元，两天一共得多少元？",
-        (f"{first} + {second} = {hours}", f"{hours} * {wage} = {hours * wage}"),
+        f"{cast.name} works {hours} hours for {wage} dollars an hour. What is the pay in dollars?",
+        f"{cast.chinese_name}工作{hours}小时，每小时{wage}元，一共得多少元？",
+        (f"{hours} * {wage} = {hours * wage}",),
     )
 
 
