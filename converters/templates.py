@@ -1,0 +1,185 @@
+"""Conversations to text: a FastChat template by name, or the tokenizer's own chat template.
+
+The text is rendered turn by turn, so that it is known which characters the model must learn to write. Prompts at
+generation time come from the same renderer.
+"""
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from twintune.converters.records import Conversation, Message
+from twintune.converters.tokens import Tokenizer
+from twintune.errors import UserError
+
+OWN_TEMPLATE = "tokenizer"
+CHAT_ROLES = {"system": "system", "human": "user", "assistant": "assistant"}
+
+
+class Segment(NamedTuple):
+    """A stretch of the rendered text, trained or only read."""
+
+    text: str
+    trained: bool
+
+
+class Template(ABC):
+    """One way to write a conversation as text.
+
+    Attributes:
+        name: what data.template says.
+        add_special_tokens: whether the tokenizer must add its own bos, because the text does not hold it.
+        stop_token_id: the token that closes an answer; generation stops there.
+    """
+
+    name: str
+    add_special_tokens: bool
+
+    def __init__(self, name: str, tokenizer: Tokenizer, system: str | None) -> None:
+        self.name = name
+        self._tokenizer = tokenizer
+        self._system = system
+        probe = Conversation("probe", (Message("human", "question"), Message("assistant", "answer")))
+        closing = self.segments(probe)[1].text.removeprefix("answer")
+        self.stop_token_id = tokenizer.special_tokens[_first_special(closing, tokenizer)]
+
+    @abstractmethod
+    def _render(self, messages: Sequence[Message], answer_next: bool) -> str:
+        """The whole text of `messages`, and the opening of the assistant's turn if `answer_next`."""
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The text up to where the assistant must write its answer to the last of `messages`.
+
+        Raises:
+            UserError: if the template leaves out or changes the text of a message.
+        """
+        messages = self._with_system(messages)
+        prompt = self._render(messages, answer_next=True)
+        for message in messages:
+            if message.text.strip() not in prompt:
+                raise self._unfit(
+                    f"must keep each message as it is, got the {message.role} message changed or left out"
+                )
+        return prompt
+
+    def segments(self, conversation: Conversation) -> list[Segment]:
+        """Cut the rendered text into what is read and what is trained, in turn; joined they are the whole text.
+
+        Trained is each answer and its closing up to the end of the first special token (</s>, <|im_end|>).
+        Where the template trims an answer, what it printed is trained.
+
+        Raises:
+            UserError: if the template rewrites earlier turns, changes an answer, or closes it without a special token.
+        """
+        segments = []
+        done = ""
+        messages = conversation.messages
+        for number, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            prompt = self.prompt_text(messages[:number])
+            text = self._render(self._with_system(messages[: number + 1]), answer_next=False)
+            if not (prompt.startswith(done) and text.startswith(prompt)):
+                raise self._unfit("must only append to earlier turns, got one that rewrites them")
+            start, end = self._answer_bounds(text, len(prompt), message.text)
+            read_from = sum(len(segment.text) for segment in segments)
+            segments += [Segment(text[read_from:start], False), Segment(text[start:end], True)]
+            done = text
+        written = sum(len(segment.text) for segment in segments)
+        return [*segments, Segment(done[written:], False)]
+
+    def _answer_bounds(self, text: str, opened: int, answer: str) -> tuple[int, int]:
+        """First and last + 1 character that is trained, in `text` whose answer's turn opens at `opened`."""
+        start = text.find(answer, opened)
+        if start < 0:
+            answer = answer.strip()
+            start = text.find(answer, opened)
+        if start < 0 or text[opened:start].strip():
+            raise self._unfit(
+                "must write the assistant message as it is after the prompt, got "
+                f"{text[opened:][:60]!r} for the message {answer[:40]!r}"
+            )
+        closing_at = start + len(answer)
+        special = _first_special(text[closing_at:], self._tokenizer)
+        if not special:
+            raise self._unfit(
+                "must close an answer with a special token of this tokenizer, at which the model can stop, got "
+                f"{text[closing_at:]!r}, which is plain text to {self._tokenizer.source}; "
+                "use data.template: tokenizer, or a template made for this model"
+            )
+        return start, text.index(special, closing_at) + len(special)
+
+    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if self._system and messages[0].role != "system":
+            return [Message("system", self._system), *messages]
+        return messages
+
+    def _unfit(self, problem: str) -> UserError:
+        return UserError(f"data.template: {self.name!r} {problem}")
+
+
+class FastChatTemplate(Template):
+    """A template of fastchat.conversation; the tokenizer adds its own special tokens around the text."""
+
+    add_special_tokens = True
+
+    def _render(self, messages: Sequence[Message], answer_next: bool) -> str:
+        from fastchat.conversation import get_conv_template
+
+        chat = get_conv_template(self.name)
+        if messages[0].role == "system":
+            chat.set_system_message(messages[0].text)
+            messages = messages[1:]
+        human, assistant = chat.roles
+        for message in messages:
+            chat.append_message(human if message.role == "human" else assistant, message.text)
+        if answer_next:
+            chat.append_message(assistant, None)
+        text: str = chat.get_prompt()
+        return text
+
+
+class TokenizerTemplate(Template):
+    """The tokenizer's own chat template, which writes the special tokens itself."""
+
+    add_special_tokens = False
+
+    def _render(self, messages: Sequence[Message], answer_next: bool) -> str:
+        from jinja2 import TemplateError
+
+        turns = [{"role": CHAT_ROLES[message.role], "content": message.text} for message in messages]
+        try:
+            return self._tokenizer.apply_chat_template(turns, answer_next)
+        except TemplateError as error:
+            raise self._unfit(f"must accept the messages, got its refusal: {error}") from None
+
+
+def load_template(name: str, tokenizer: Tokenizer, system: str | None = None) -> Template:
+    """The template that data.template names; `system` replaces its system prompt, unless a record brings its own.
+
+    Raises:
+        UserError: for an unknown name, a tokenizer without chat template, or a template unfit for this tokenizer.
+    """
+    from fastchat.conversation import conv_templates
+
+    if name == OWN_TEMPLATE:
+        if not tokenizer.has_chat_template:
+            raise UserError(
+                f"data.template: {name!r} must find a chat template in {tokenizer.source}, got none; "
+                "name a FastChat template such as vicuna_v1.1"
+            )
+        return TokenizerTemplate(name, tokenizer, system)
+    if name not in conv_templates:
+        close = difflib.get_close_matches(name, [OWN_TEMPLATE, *conv_templates], n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "see fastchat.conversation.conv_templates"
+        raise UserError(
+            f"data.template: must be {OWN_TEMPLATE!r} or the name of a FastChat template, got {name!r}; {hint}"
+        )
+    return FastChatTemplate(name, tokenizer, system)
+
+
+def _first_special(text: str, tokenizer: Tokenizer) -> str:
+    """The first special token in `text`, the longest where several start there; empty if there is none."""
+    found = [(text.index(token), -len(token), token) for token in tokenizer.special_tokens if token in text]
+    return min(found)[2] if found else ""
