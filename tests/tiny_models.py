@@ -21,6 +21,7 @@ FAMILIES = {
     "llama": ("LlamaConfig", {}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "mistral": ("MistralConfig", {"sliding_window": None}),
+    "granite": ("GraniteConfig", {}),  # of the same shape, yet computed otherwise: to be refused
 }
 
 

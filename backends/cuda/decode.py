@@ -42,11 +42,10 @@ class CudaLanguageModel:
         self._cache: Any = None
         self._mask: Any = None  # int64 [prompts, tokens so far], 0 on the padding left of a prompt
 
-    @torch.inference_mode()
     def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """Logits of every position, one float32 [length, vocabulary] array a row."""
         ids, mask = self._batch(rows, left=False)
-        with autocast(self._device, self._dtype):
+        with torch.inference_mode(), autocast(self._device, self._dtype):
             logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return [_to_numpy(logits[number, : len(row)]) for number, row in enumerate(rows)]
 
@@ -67,9 +66,8 @@ class CudaLanguageModel:
         self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
         return self._forward(ids, self._mask.sum(dim=1, keepdim=True) - 1)
 
-    @torch.inference_mode()
     def _forward(self, ids: Any, positions: Any) -> NDArray[np.float32]:
-        with autocast(self._device, self._dtype):
+        with torch.inference_mode(), autocast(self._device, self._dtype):
             output = self._model(
                 input_ids=ids,
                 attention_mask=self._mask,

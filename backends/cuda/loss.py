@@ -51,7 +51,6 @@ def loss_sum(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> An
     return cross_entropy(logits.float(), targets[trained], reduction="sum")
 
 
-@torch.no_grad()
 def require_plain_head(model: Any) -> None:
     """Compare the logits that loss_sum computes with the model's own, once, on a short row.
 
@@ -60,9 +59,11 @@ def require_plain_head(model: Any) -> None:
     """
     causal = model.get_base_model()
     row = torch.arange(1, 9, device=causal.device)[None] % causal.config.vocab_size
-    expected = causal(input_ids=row, use_cache=False).logits
-    hidden = causal.get_decoder()(input_ids=row, use_cache=False).last_hidden_state
-    if not torch.allclose(causal.get_output_embeddings()(hidden), expected, rtol=1e-3, atol=1e-3):
+    with torch.no_grad():
+        expected = causal(input_ids=row, use_cache=False).logits
+        hidden = causal.get_decoder()(input_ids=row, use_cache=False).last_hidden_state
+        computed = causal.get_output_embeddings()(hidden)
+    if not torch.allclose(computed, expected, rtol=1e-3, atol=1e-3):
         raise UserError(
             f"model.name_or_path must be an architecture whose logits are its head's output, got "
             f"{causal.config.model_type}, which changes them afterwards; choose llama, mistral, qwen2 or phi"

@@ -96,8 +96,9 @@ def probabilities(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np
 
 
 def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    weights: NDArray[np.float64] = np.exp(scores - scores.max())
-    return weights / weights.sum()
+    weights = np.exp(scores - scores.max())
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 @dataclass

@@ -1,0 +1,84 @@
+"""Small training jobs on tiny random models, for the tests of this folder."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from tests.tiny_models import save_tiny_model
+from twintune.backends import AdamW, Lora, Schedule, Step, TrainJob
+from twintune.converters.adapter import make_initial_adapter, write_adapter
+from twintune.recipe import LINEAR_LAYERS
+
+ROWS = 24
+STEPS = 20
+
+
+@dataclass
+class Recorder:
+    """A Watcher that keeps what it is told."""
+
+    texts: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+
+    def status(self, text: str) -> None:
+        self.texts.append(text)
+
+    def step(self, step: Step) -> None:
+        self.steps.append(step)
+
+
+def random_rows(count: int = ROWS) -> list[tuple[list[int], list[int]]]:
+    """Ragged rows whose beginning is masked, sometimes but for the very first token, which never counts."""
+    draw = np.random.default_rng(1)
+    rows = []
+    for number in range(count):
+        ids = draw.integers(3, 128, size=draw.integers(6, 25)).tolist()
+        masked = int(draw.integers(1, 5))
+        labels = [-100] * masked + ids[masked:]
+        if number % 3 == 0:
+            labels[0] = ids[0]
+        rows.append((ids, labels))
+    return rows
+
+
+def write_rows(folder: Path, rows: list[tuple[list[int], list[int]]]) -> Path:
+    folder.mkdir(parents=True)
+    numbers = pyarrow.list_(pyarrow.int32())
+    columns = {"input_ids": [ids for ids, _ in rows], "labels": [labels for _, labels in rows]}
+    table = pyarrow.table(columns, pyarrow.schema([(name, numbers) for name in columns]))
+    with (
+        pyarrow.OSFile(str(folder / "rows.arrow"), "wb") as sink,
+        pyarrow.ipc.new_stream(sink, table.schema) as writer,
+    ):
+        writer.write_table(table, max_chunksize=7)  # several record batches, as datasets writes them
+    return folder
+
+
+def make_job(folder: Path, family: str = "llama", accumulation: int = 1, **changes: Any) -> TrainJob:
+    """A job of 20 steps of 2 * accumulation rows in float32 on the CPU; `changes` are TrainJob's fields."""
+    model = changes.pop("model", None) or save_tiny_model(folder / "model", family)
+    lora = changes.pop("lora", Lora(4, 8, 0.0, LINEAR_LAYERS))
+    rows = changes.pop("rows", None) or write_rows(folder / "rows", random_rows())
+    initial = folder / "initial"
+    if "initial_adapter" not in changes:
+        config = json.loads((model / "config.json").read_text())
+        write_adapter(initial, make_initial_adapter(config, lora, seed=3), lora, str(model))
+    order = np.random.default_rng(2).integers(0, ROWS, size=(STEPS, accumulation, 2))
+    fields: dict[str, Any] = {
+        "order": order,
+        "row_length": 24,
+        "pad_token_id": 0,
+        "initial_adapter": initial,
+        "output_dir": folder / "run",
+        "optimizer": AdamW(1e-2, 0.01, 0.9, 0.999, 1e-8, 1.0),
+        "schedule": Schedule("cosine", 3, STEPS),
+        "device": "cpu",
+        "dtype": "float32",
+        "seed": 0,
+        "overrides": {},
+    }
+    return TrainJob(model=model, rows=rows, lora=lora, **(fields | changes))

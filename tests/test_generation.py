@@ -1,0 +1,263 @@
+"""The text generator: sampling by the rules of transformers, streaming, and rows that do not mix."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from twintune.errors import UserError
+from twintune.generation import Sampling, TextGenerator, probabilities
+
+END = 256
+VOCABULARY = 257
+LLAMA_TOKENIZER = Path(__file__).parents[1].parent / "shared/data/tokenizers/llama2/tokenizer.model"
+
+
+class Utf8:
+    """A byte-level tokenizer's decoder."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+class Script:
+    """A model that says a given text after each prompt, the prompt's only token being the text's number."""
+
+    def __init__(self, *texts: Sequence[int], vocabulary: int = VOCABULARY) -> None:
+        self.texts = texts
+        self.vocabulary = vocabulary
+        self.steps = 0
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        raise NotImplementedError
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
+        self.rows = [self.texts[prompt[0]] for prompt in prompts]
+        self.place = 0
+        return self._say()
+
+    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        assert tokens.shape == (len(self.rows),)
+        self.steps += 1
+        self.place += 1
+        return self._say()
+
+    def _say(self) -> NDArray[np.float32]:
+        logits = np.zeros((len(self.rows), self.vocabulary), np.float32)
+        for row, text in enumerate(self.rows):
+            logits[row, text[self.place] if self.place < len(text) else END] = 1
+        return logits
+
+
+class Chain:
+    """A model whose logits depend on a row's tokens so far, and on nothing beside it in the batch."""
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        raise NotImplementedError
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
+        self.rows = [list(prompt) for prompt in prompts]
+        return self._next()
+
+    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.append(int(token))
+        return self._next()
+
+    def _next(self) -> NDArray[np.float32]:
+        return np.stack([np.random.default_rng(row).normal(0, 2, 64).astype(np.float32) for row in self.rows])
+
+
+def random_logits(seed: int, size: int = 200) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 2, size).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [
+        (1.0, 0, 0.9),
+        (0.7, 0, 0.5),
+        (1.5, 10, 1.0),
+        (0.8, 50, 0.95),
+        (1.0, 1, 1.0),
+        (1.0, 0, 1e-6),
+        (2.0, 500, 0.99),
+    ],
+)
+def test_sampling_keeps_what_transformers_keeps(
+    seed: int, temperature: float, top_k: int, top_p: float
+) -> None:
+    torch = pytest.importorskip("torch", reason="the reference needs the cuda extra")
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = random_logits(seed)
+    warpers = [TemperatureLogitsWarper(temperature)] if temperature != 1 else []
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    scores = torch.from_numpy(logits.astype(np.float64))[None]
+    for warper in warpers:
+        scores = warper(None, scores)
+    expected = scores[0].softmax(dim=0).numpy()
+    ours = probabilities(logits, Sampling(1, temperature, top_p, top_k))
+    assert np.array_equal(ours > 0, expected > 0)
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
+
+
+def test_the_token_that_crosses_p_is_kept() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    kept = probabilities(logits, Sampling(1, temperature=1.0, top_p=0.6))
+    np.testing.assert_allclose(kept, [0.625, 0.375, 0, 0], rtol=1e-6)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    logits = random_logits(0, size=8)
+    sampling = Sampling(1, temperature=1.3, top_k=5, num_return_sequences=4000)
+    model = Script([0])
+    model._say = lambda: np.tile(logits, (len(model.rows), 1))  # type: ignore[method-assign]
+    drawn = TextGenerator(model, Utf8(), [END], batch_size=500).generate_ids([[0]], sampling)
+    counts = Counter(token for (token,) in drawn)
+    share = np.array([counts[token] / 4000 for token in range(8)])
+    expected = probabilities(logits, sampling)
+    assert np.abs(share - expected).max() < 0.04  # five standard deviations of a share of 4000 draws
+    assert set(counts) == set(np.flatnonzero(expected))
+
+
+def test_a_text_does_not_depend_on_its_batch() -> None:
+    prompts = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
+    sampling = Sampling(12, temperature=1.0, top_p=0.95, num_return_sequences=3, seed=7)
+    texts = {
+        size: TextGenerator(Chain(), Utf8(), [0, 1], size).generate(prompts, sampling) for size in (1, 4, 99)
+    }
+    assert texts[1] == texts[4] == texts[99]
+    assert [len(group) for group in texts[1]] == [3] * 5
+    assert len({text for group in texts[1] for text in group}) == 15
+    other = TextGenerator(Chain(), Utf8(), [0, 1]).generate(prompts, replace(sampling, seed=8))
+    assert other != texts[1]
+
+
+def test_greedy_text_is_the_likeliest() -> None:
+    model = Chain()
+    (ids,) = TextGenerator(model, Utf8(), []).generate_ids([[3, 4]], Sampling(5))
+    row = [3, 4]
+    for token in ids:
+        assert token == np.random.default_rng(row).normal(0, 2, 64).argmax()
+        row.append(token)
+    assert len(ids) == 5
+
+
+def test_a_vanishing_temperature_is_greedy() -> None:
+    prompts = [[1, 2], [3]]
+    generator = TextGenerator(Chain(), Utf8(), [])
+    assert generator.generate(prompts, Sampling(9, temperature=1e-4)) == generator.generate(
+        prompts, Sampling(9)
+    )
+
+
+def test_the_closing_token_ends_a_text_and_is_not_in_it() -> None:
+    model = Script(b"one", [], b"three\x00after")
+    generator = TextGenerator(model, Utf8(), [END, 0])
+    assert generator.generate([[0], [1], [2]], Sampling(50)) == [["one"], [""], ["three"]]
+    assert model.steps == 5  # the longest text and its end; no step for what nobody reads
+
+
+def test_a_text_is_cut_at_max_new_tokens() -> None:
+    model = Script(b"a long text", b"short")
+    assert TextGenerator(model, Utf8(), [END]).generate([[0], [1]], Sampling(6)) == [["a long"], ["short"]]
+    assert model.steps == 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_streaming_never_shows_half_a_character(batch_size: int) -> None:
+    texts = ["题目：小华 has 3 🍎", "naïve ☕", "", "plain"]
+    shown: dict[int, list[str]] = {}
+    model = Script(*(text.encode() for text in texts))
+    result = TextGenerator(model, Utf8(), [END], batch_size).generate(
+        [[0], [1], [2], [3]], Sampling(60), lambda row, piece: shown.setdefault(row, []).append(piece)
+    )
+    assert result == [[text] for text in texts]
+    assert shown == {row: list(text) for row, text in enumerate(texts) if text}
+
+
+def test_a_character_cut_by_the_end_is_shown_at_the_end() -> None:
+    shown: list[str] = []
+    model = Script("好🍎".encode())
+    result = TextGenerator(model, Utf8(), [END]).generate(
+        [[0]], Sampling(5), lambda _, piece: shown.append(piece)
+    )
+    assert result == [["好\N{REPLACEMENT CHARACTER}"]]
+    assert shown == ["好", "\N{REPLACEMENT CHARACTER}"]
+
+
+def test_streaming_with_the_llama_tokenizer() -> None:
+    if not LLAMA_TOKENIZER.is_file():
+        pytest.skip(f"{LLAMA_TOKENIZER} is not here")
+    from sentencepiece import SentencePieceProcessor
+
+    pieces = SentencePieceProcessor(model_file=str(LLAMA_TOKENIZER))
+
+    class Pieces:
+        def decode(self, ids: Sequence[int]) -> str:
+            return str(pieces.decode(list(ids)))
+
+    text = "题目：小华手里有 3 apples 🍎, naïve 鱻 text"
+    model = Script(pieces.encode(text), vocabulary=pieces.vocab_size())
+    shown: list[str] = []
+    result = TextGenerator(model, Pieces(), [END]).generate(
+        [[0]], Sampling(90), lambda _, piece: shown.append(piece)
+    )
+    assert result == [[text]]
+    assert "".join(shown) == text
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in shown)
+
+
+def test_rows_are_numbered_by_prompt_then_sequence() -> None:
+    shown: dict[int, str] = {}
+    texts = TextGenerator(Chain(), Utf8(), [], batch_size=4).generate(
+        [[1], [2], [3]],
+        Sampling(6, temperature=1.0, num_return_sequences=2),
+        lambda row, piece: shown.update({row: shown.get(row, "") + piece}),
+    )
+    assert [shown[row] for row in range(6)] == [text for group in texts for text in group]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_new_tokens": 0}, "generate.max_new_tokens must be at least 1, got 0"),
+        ({"temperature": -0.5}, "generate.temperature must be 0 (greedy) or above, got -0.5"),
+        ({"temperature": float("nan")}, "generate.temperature must be 0 (greedy) or above, got nan"),
+        ({"top_p": 0.0}, "generate.top_p must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.5}, "generate.top_p must be above 0 and at most 1, got 1.5"),
+        ({"top_k": -1}, "generate.top_k must be 0 (no limit) or above, got -1"),
+        ({"num_return_sequences": 0}, "generate.num_return_sequences must be at least 1, got 0"),
+        ({"seed": -3}, "generate.seed must be 0 or above, got -3"),
+        ({"num_return_sequences": 4}, "generate.num_return_sequences must be 1 for greedy text, got 4"),
+    ],
+)
+def test_values_out_of_range_are_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Sampling(**({"max_new_tokens": 8} | values))
+    assert caught.value.messages[0].startswith(message)
+
+
+def test_all_wrong_values_are_told_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        Sampling(0, top_k=-1, seed=-1)
+    assert len(caught.value.messages) == 3
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    with pytest.raises(UserError, match="prompt 2: it must have at least one token"):
+        TextGenerator(Chain(), Utf8(), []).generate([[1], []], Sampling(3))
+
+
+def test_logits_that_are_not_numbers_are_refused() -> None:
+    model = Script(b"abc", b"abc")
+    model._say = lambda: np.full((2, VOCABULARY), np.nan, np.float32)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="prompt 1: logits must be numbers, got NaN after 0 new tokens"):
+        TextGenerator(model, Utf8(), [END]).generate([[0], [1]], Sampling(3))
