@@ -17,10 +17,9 @@ def load_base(folder: Path, device: str, dtype: str) -> Any:
     """Load a transformers model from safetensors in a folder, frozen and in eval mode.
 
     Raises:
-        UserError: if there are no safetensors, or a weight is missing, left over or of another shape
-            (transformers would only warn, and train on random numbers).
+        UserError: if there are no whole safetensors, or a weight is missing, left over or of another
+            shape (transformers would only warn, and go on with random numbers).
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     if not any(folder.glob("*.safetensors")):
@@ -30,20 +29,32 @@ def load_base(folder: Path, device: str, dtype: str) -> Any:
         )
     disable_progress_bar()  # the front end shows what is going on
     torch.set_float32_matmul_precision("highest")  # no TF32: float32 must mean the same on every machine
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    model, report = _from_pretrained(folder, dtype)
     raise_collected(
         f"{folder}: the safetensors must match config.json, got {problem.replace('_', ' ')} {key}"
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")
         for key in sorted(map(str, report[problem]))
     )
     return model.to(device).requires_grad_(False).eval()
+
+
+def _from_pretrained(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused by load_base with the others
+        )
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder}: the model must be whole and readable, got: {error}") from None
+    return model, report
 
 
 def put_on_adapter(base: Any, lora: Lora, tensors: Mapping[str, NDArray[np.float32]], source: Path) -> Any:

@@ -1,5 +1,6 @@
 """Training by the cuda backend equals a plain loop of transformers, PEFT and torch on the big batch."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -216,12 +217,26 @@ def test_every_matrix_of_the_initial_adapter_must_fit(tmp_path: Path) -> None:
     assert "must have shape [32, 4], got [64, 4]" in shape
 
 
-def test_a_base_without_a_weight_is_refused(tmp_path: Path) -> None:
+def test_every_weight_of_the_base_must_fit(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     weights = load_file(job.model / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
+    weights["model.layers.0.self_attn.q_norm.weight"] = torch.ones(16)
+    weights["model.norm.weight"] = torch.ones(65)
     save_file(weights, job.model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"missing keys model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(UserError) as caught:
+        run(job)
+    missing, unexpected, mismatched = caught.value.messages
+    assert missing.endswith("got missing keys model.layers.1.mlp.up_proj.weight")
+    assert unexpected.endswith("got unexpected keys model.layers.0.self_attn.q_norm.weight")
+    assert re.search(r"got mismatched keys .*model\.norm\.weight", mismatched)
+
+
+def test_a_truncated_base_is_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    weights = job.model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50_000])
+    with pytest.raises(UserError, match="the model must be whole and readable"):
         run(job)
 
 
