@@ -1,8 +1,8 @@
 """Write a small school-math data set in BELLE format: train.json and test.json, the same for the same seed.
 
 Fourteen kinds of word problem, in English and in Chinese, each with worked steps and a final answer in one
-stated form: `The answer is 42.` or `答案是：42`. No question of test.json is in train.json, and no
-calculation either: what is held out differs in its numbers, not only in its names.
+stated form: `The answer is 42.` or `答案是：42`. No question of test.json is in train.json, and no worked
+solution either: what is held out differs in its numbers, not only in its names.
 
     python scripts/make_school_math.py --output-dir DIR [--language en|zh|both] [--train N --test N --seed S]
 """
@@ -271,21 +271,16 @@ def record(problem: Problem, language: str) -> Record:
 
 
 def distinct(source: Source, rng: Random, taken: set[str]) -> Iterator[Record]:
-    """Records whose question and calculation are not in `taken`, ending when MOST_TRIES in a row were."""
+    """Records with neither question nor output in `taken`, ending when MOST_TRIES in a row were there."""
     kind, language = source
     tries = 0
     while tries < MOST_TRIES:
         new = record(kind(rng, choose_cast(rng)), language)
-        if taken.isdisjoint((new["instruction"], calculation(source, new))):
+        if taken.isdisjoint((new["instruction"], new["output"])):
             taken.add(new["instruction"])
             tries = 0
             yield new
         tries += 1
-
-
-def calculation(source: Source, new: Record) -> str:
-    """What makes two problems the same but for their names."""
-    return f"{source[0].__name__}: {new['output']}"
 
 
 def make_set(sources: Sequence[Source], count: int, rng: Random, taken: set[str]) -> list[Made]:
@@ -344,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rng, taken = Random(options.seed), set[str]()
     try:
         held_out = make_set(sources, options.test, rng, taken)
-        taken.update(calculation(source, new) for source, new in held_out)
+        taken.update(new["output"] for _, new in held_out)
         train = make_set(sources, options.train, rng, taken)
     except ValueError as error:
         print(f"make_school_math: {error}; ask for fewer with --train or --test", file=sys.stderr)

@@ -8,7 +8,7 @@ MARKERS = re.compile(r"the (?:final )?answer is|答案是|####", re.IGNORECASE)
 SENTENCE_END = re.compile(r"\n|。|[.!?](?=\s|$)")
 # A minus belongs to the number unless a digit stands before it (5-3 is a calculation); 3/4 stays text.
 NUMBER = re.compile(r"(?:(?<!\d)-)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|/\d+)?")
-ONE_SPELLING = str.maketrans("０１２３４５６７８９．－−，／＝", "0123456789.--,/=")
+ONE_SPELLING = str.maketrans("０１２３４５６７８９．－−／＝", "0123456789.--/=")
 
 
 def final_answer(text: str) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from twintune.artifacts import new_file
@@ -129,7 +130,10 @@ def compare_logs(first: Sequence[Step], second: Sequence[Step]) -> LogComparison
 def loss_table(comparison: LogComparison, names: tuple[str, str]) -> Table:
     """Loss and gradient norm by step for both runs, with the largest differences in the last line."""
     first, second = names
-    table = Table(title=verdict(comparison, names), title_justify="left", show_footer=True)
+    # Seven columns fit a terminal of 80 only without vertical rules and padding.
+    table = Table(
+        title=verdict(comparison, names), title_justify="left", box=SIMPLE, padding=0, show_footer=True
+    )
     footers = [
         "largest",
         *("", "", f"{comparison.largest_loss_difference:.1e}"),
@@ -174,7 +178,7 @@ def loss_curve_png(path: Path, curves: Mapping[str, Sequence[Step]]) -> None:
     residuals.plot(steps, [pair.loss_difference for pair in comparison.pairs], color="#a50f15", linewidth=1.0)
     residuals.set(xlabel="optimizer step", ylabel=f"{second}\nminus {first}")
     residuals.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
-    residuals.xaxis.set_major_locator(MaxNLocator(integer=True))
+    residuals.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
     for panel in (losses, residuals):
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(visible=True, color="#e6e6e6", linewidth=0.6)
@@ -262,7 +266,7 @@ def _markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 
 def _cell(text: str) -> str:
     """Text that cannot break out of a table's cell or a line, nor be read as Markdown or HTML."""
-    for special in "\\`*_#[]<>|":
+    for special in "\\`*_#[]<>&|":
         text = text.replace(special, f"\\{special}")
     return "<br>".join(text.strip().splitlines())
 
