@@ -1,7 +1,7 @@
 """Rows as MindRecord, MindSpore's own data file, with the `.db` index that it wants beside it.
 
-Rows keep their own length: they are padded to the compiled length when they are read. MindSpore looks the data file
-up by its base name beside the index, so the folder may be renamed and the file may not.
+Rows keep their own length: they are padded to the compiled length when they are read. MindSpore looks the
+data file up by its base name beside the index, so the folder may be renamed and the file may not.
 """
 
 import sqlite3
@@ -22,7 +22,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Write columns input_ids and labels, int32 of any length, to `path` and `path`.db, which must not exist.
 
     Raises:
-        UserError: if the file holds another number of rows afterwards: MindSpore drops rows with a mere warning.
+        UserError: if rows are missing afterwards: MindSpore drops invalid ones with a mere warning.
     """
     from mindspore.mindrecord import FileWriter
 
@@ -36,8 +36,8 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
     writer.commit()
     if count_rows(path) != len(rows):
         raise UserError(
-            f"{path}: the file must hold all {len(rows)} rows, got {count_rows(path)}: MindSpore dropped the others; "
-            "its log says why"
+            f"{path}: the file must hold all {len(rows)} rows, got {count_rows(path)}: "
+            "MindSpore dropped the others; its log says why"
         )
 
 
@@ -51,13 +51,13 @@ def read_rows(path: Path) -> Iterator[Row]:
 
     try:
         reader = FileReader(str(path))
+        try:
+            for record in reader.get_next():
+                yield Row(record["input_ids"], record["labels"])
+        finally:
+            reader.close()
     except RuntimeError as error:
         raise UserError(f"{path}: the rows must be a MindRecord, got: {error}; prepare them again") from None
-    try:
-        for record in reader.get_next():
-            yield Row(record["input_ids"], record["labels"])
-    finally:
-        reader.close()
 
 
 def index_of(path: Path) -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from twintune.artifacts import new_file
-from twintune.errors import UserError, raise_collected
+from twintune.converters.json_records import read_records, shown
+from twintune.errors import raise_collected
 
 Role = Literal["system", "human", "assistant"]
 # MindFormers' role map knows gpt only, the BELLE job's own files say assistant: both are in use.
@@ -36,25 +37,6 @@ class Conversation:
     messages: tuple[Message, ...]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON array of objects, or a file with one JSON object a line.
-
-    Raises:
-        UserError: for a file that cannot be read, is empty or is not UTF-8, for every line that is not JSON (with
-            line and column) and every record that is not an object.
-    """
-    text = _read_text(path)
-    values = _parse_array(path, text) if text.lstrip().startswith("[") else _parse_lines(path, text)
-    if not values:
-        raise UserError(f"{path}: the file must hold at least one record, got none")
-    raise_collected(
-        f"{path}: row {row}: a record must be a JSON object, got {_shown(value)}"
-        for row, value in enumerate(values, 1)
-        if not isinstance(value, dict)
-    )
-    return values
-
-
 def to_conversations(path: Path, id_prefix: str = "bellemath") -> list[Conversation]:
     """Read BELLE/Alpaca records (instruction, input, output) or FastChat conversations.
 
@@ -71,7 +53,7 @@ def to_conversations(path: Path, id_prefix: str = "bellemath") -> list[Conversat
         messages, wrong = read(record)
         identity = record.get("id", f"{id_prefix}{row}") if "conversations" in record else f"{id_prefix}{row}"
         if not isinstance(identity, str):
-            wrong.append(f"id must be a text, got {_shown(identity)}")
+            wrong.append(f"id must be a text, got {shown(identity)}")
         problems.extend(f"{path}: row {row}: {problem}" for problem in wrong)
         conversations.append(Conversation(str(identity), messages))
     raise_collected(problems)
@@ -79,7 +61,7 @@ def to_conversations(path: Path, id_prefix: str = "bellemath") -> list[Conversat
 
 
 def write_conversations(conversations: Iterable[Conversation], path: Path) -> None:
-    """Write the FastChat shape: a JSON array of `{"id": ..., "conversations": [{"from": ..., "value": ...}]}`."""
+    """Write FastChat's JSON array of `{"id": ..., "conversations": [{"from": ..., "value": ...}]}`."""
     values = [
         {
             "id": conversation.id,
@@ -93,60 +75,12 @@ def write_conversations(conversations: Iterable[Conversation], path: Path) -> No
         aside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: the data must be a file that exists, got nothing there") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: the data must be one .json or .jsonl file, got a folder") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: the data must be UTF-8 text, got byte 0x{error.object[error.start]:02x} at byte "
-            f"{error.start}; save the file as UTF-8"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path}: the data must be a readable file, got: {error.strerror}") from None
-    if not text.strip():
-        raise UserError(f"{path}: the file must hold at least one record, got an empty file")
-    return text
-
-
-def _parse_array(path: Path, text: str) -> list[Any]:
-    try:
-        values: list[Any] = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(_malformed(path, error.lineno, error)) from None
-    return values
-
-
-def _parse_lines(path: Path, text: str) -> list[Any]:
-    values, problems = [], []
-    # Not splitlines(): U+2028 and its like are ordinary characters inside a JSON string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            problems.append(_malformed(path, number, error))
-    raise_collected(problems)
-    return values
-
-
-def _malformed(path: Path, line: int, error: json.JSONDecodeError) -> str:
-    return (
-        f"{path}: line {line}, column {error.colno}: the data must be a JSON array, or one JSON object a line, "
-        f"got malformed JSON ({error.msg})"
-    )
-
-
 def _read_instruction(record: dict[str, Any]) -> tuple[tuple[Message, ...], list[str]]:
     problems = [problem for key in ("instruction", "output") if (problem := _wrong_text(record, key))]
     if record.get("input", "") != "" and (problem := _wrong_text(record, "input")):
         problems.append(problem)
     problems.extend(
-        f"{key} must be absent or empty in an instruction record, got {_shown(record[key])}; "
+        f"{key} must be absent or empty in an instruction record, got {shown(record[key])}; "
         "write earlier turns as conversations"
         for key in ("history", "system")
         if record.get(key)
@@ -160,7 +94,7 @@ def _read_instruction(record: dict[str, Any]) -> tuple[tuple[Message, ...], list
 def _read_conversation(record: dict[str, Any]) -> tuple[tuple[Message, ...], list[str]]:
     turns = record["conversations"]
     if not isinstance(turns, list) or not turns:
-        return (), [f"conversations must be a list of turns that is not empty, got {_shown(turns)}"]
+        return (), [f"conversations must be a list of turns that is not empty, got {shown(turns)}"]
     messages, problems = [], []
     for number, turn in enumerate(turns, 1):
         problem = _wrong_turn(turn)
@@ -175,10 +109,10 @@ def _read_conversation(record: dict[str, Any]) -> tuple[tuple[Message, ...], lis
 
 def _wrong_turn(turn: Any) -> str | None:
     if not isinstance(turn, dict):
-        return f"a turn must be a JSON object with from and value, got {_shown(turn)}"
+        return f"a turn must be a JSON object with from and value, got {shown(turn)}"
     role = turn.get("from")
     if not isinstance(role, str) or role not in ROLES:
-        return f"from must be one of {', '.join(ROLES)}, got {_shown(role)}"
+        return f"from must be one of {', '.join(ROLES)}, got {shown(role)}"
     return _wrong_text(turn, "value")
 
 
@@ -195,16 +129,11 @@ def _wrong_text(record: dict[str, Any], key: str) -> str | None:
         return f"{key} must be given, got only {', '.join(record) or 'an empty object'}"
     value = record[key]
     if not isinstance(value, str):
-        return f"{key} must be a text, got {_shown(value)}"
+        return f"{key} must be a text, got {shown(value)}"
     if not value.strip():
         return f"{key} must not be empty, got {value!r}; mend or remove the record"
     try:
         value.encode()
     except UnicodeEncodeError:
-        return f"{key} must be text that UTF-8 can hold, got half of a surrogate pair in {_shown(value)}"
+        return f"{key} must be text that UTF-8 can hold, got half of a surrogate pair in {shown(value)}"
     return None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.converters.templates import Segment
-from twintune.converters.tokens import Tokenizer
+from twintune.converters.tokenizer import Tokenizer
 from twintune.errors import UserError
 
 IGNORED = -100
@@ -39,8 +39,9 @@ def make_row(
 ) -> Row:
     """Tokenize the joined text once and label by character offsets.
 
-    A token is trained if at least one of its characters is; so is the one that straddles the start of an answer,
-    such as SentencePiece's "▁answer", which holds the space before it. Rows above `cutoff_len` tokens lose their end.
+    A token is trained if at least one of its characters is; so is the one that straddles the start of an
+    answer, such as SentencePiece's "▁answer", which holds the space before it. Rows above `cutoff_len` tokens
+    lose their end.
 
     Raises:
         UserError: if no label is left to train, or the pad token occurs.
@@ -51,8 +52,8 @@ def make_row(
     row = Row(input_ids, np.where(trained, input_ids, np.int32(IGNORED)), cut=len(encoding.ids) > cutoff_len)
     if not row.trained_tokens:
         raise UserError(
-            f"at least one token must be trained, got none: the answer begins beyond data.cutoff_len {cutoff_len}, "
-            f"the row has {len(encoding.ids)} tokens; raise data.cutoff_len or remove the record"
+            "at least one token must be trained, got none: the answer begins beyond data.cutoff_len "
+            f"{cutoff_len} of the row's {len(encoding.ids)} tokens; raise data.cutoff_len or remove the record"
         )
     if tokenizer.pad_token_id in row.input_ids:
         raise UserError(

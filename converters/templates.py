@@ -1,7 +1,7 @@
 """Conversations to text: a FastChat template by name, or the tokenizer's own chat template.
 
-The text is rendered turn by turn, so that it is known which characters the model must learn to write. Prompts at
-generation time come from the same renderer.
+The text is rendered turn by turn, so that it is known which characters the model must learn to write.
+Prompts at generation time come from the same renderer.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from twintune.converters.records import Conversation, Message
-from twintune.converters.tokens import Tokenizer
+from twintune.converters.tokenizer import Tokenizer
 from twintune.errors import UserError
 
 OWN_TEMPLATE = "tokenizer"
@@ -64,15 +64,15 @@ class Template(ABC):
         return prompt
 
     def segments(self, conversation: Conversation) -> list[Segment]:
-        """Cut the rendered text into what is read and what is trained, in turn; joined they are the whole text.
+        """Cut the rendered text into what is read and what is trained; joined they are the whole text.
 
         Trained is each answer and its closing up to the end of the first special token (</s>, <|im_end|>).
         Where the template trims an answer, what it printed is trained.
 
         Raises:
-            UserError: if the template rewrites earlier turns, changes an answer, or closes it without a special token.
+            UserError: if the template rewrites earlier turns, changes a message or never closes an answer.
         """
-        segments = []
+        segments: list[Segment] = []
         done = ""
         messages = conversation.messages
         for number, message in enumerate(messages):
@@ -104,8 +104,8 @@ class Template(ABC):
         special = _first_special(text[closing_at:], self._tokenizer)
         if not special:
             raise self._unfit(
-                "must close an answer with a special token of this tokenizer, at which the model can stop, got "
-                f"{text[closing_at:]!r}, which is plain text to {self._tokenizer.source}; "
+                "must close an answer with a special token of this tokenizer, at which the model can stop, "
+                f"got {text[closing_at:]!r}, which is plain text to {self._tokenizer.source}; "
                 "use data.template: tokenizer, or a template made for this model"
             )
         return start, text.index(special, closing_at) + len(special)
@@ -156,10 +156,12 @@ class TokenizerTemplate(Template):
 
 
 def load_template(name: str, tokenizer: Tokenizer, system: str | None = None) -> Template:
-    """The template that data.template names; `system` replaces its system prompt, unless a record brings its own.
+    """The template that data.template names.
+
+    `system` replaces its system prompt, unless a record brings its own.
 
     Raises:
-        UserError: for an unknown name, a tokenizer without chat template, or a template unfit for this tokenizer.
+        UserError: for an unknown name, a tokenizer without chat template, or a template it cannot use.
     """
     from fastchat.conversation import conv_templates
 
@@ -174,7 +176,7 @@ def load_template(name: str, tokenizer: Tokenizer, system: str | None = None) ->
         close = difflib.get_close_matches(name, [OWN_TEMPLATE, *conv_templates], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see fastchat.conversation.conv_templates"
         raise UserError(
-            f"data.template: must be {OWN_TEMPLATE!r} or the name of a FastChat template, got {name!r}; {hint}"
+            f"data.template: must be {OWN_TEMPLATE!r} or a FastChat template's name, got {name!r}; {hint}"
         )
     return FastChatTemplate(name, tokenizer, system)
 

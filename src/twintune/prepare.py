@@ -1,8 +1,6 @@
-"""Records to rows on disk, once for a recipe: MindRecord and Arrow with one manifest, checked when they are opened."""
+"""Records to rows on disk, once for a recipe: MindRecord and Arrow with one manifest."""
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +10,37 @@ from twintune.artifacts import (
     cache_folder,
     new_file,
     new_folder,
+    refuse_used_folder,
     sha256_file,
     sha256_json,
     write_json,
 )
-from twintune.backends import Choice, Name, missing_packages
+from twintune.backends import Name, missing_packages
 from twintune.converters import arrow, mindrecord
 from twintune.converters.records import to_conversations
 from twintune.converters.rows import Row, make_row
 from twintune.converters.templates import load_template
-from twintune.converters.tokens import Tokenizer, load_tokenizer, tokenizer_hash
+from twintune.converters.tokenizer import Tokenizer
+from twintune.converters.tokens import load_tokenizer, tokenizer_hash
 from twintune.errors import UserError, raise_collected
 from twintune.models import resolve_model
+from twintune.prepared import ARROW, MINDRECORD, Prepared, Summary, open_prepared
 from twintune.recipe import Recipe
 
 ROW_FORMAT = 1  # raise it whenever the same recipe gives other rows
-ARROW = "rows.arrow"
-MINDRECORD = "rows.mindrecord"
 FORMATS: dict[Name, str] = {"cuda": ARROW, "ascend": MINDRECORD}
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What is known of a set of rows without reading it.
-
-    Attributes:
-        fingerprint: the sha256 of everything that decides the rows.
-        count: rows.
-        row_length: tokens of the longest row.
-        tokens: tokens of all rows.
-        trained_tokens: labels the loss counts, of all rows.
-        cut_rows: rows that lost their end to data.cutoff_len.
-        pad_token_id: occurs in no row.
-        pad_token: its text, with the reason it was chosen.
-    """
-
-    fingerprint: str
-    count: int
-    row_length: int
-    tokens: int
-    trained_tokens: int
-    cut_rows: int
-    pad_token_id: int
-    pad_token: Choice
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A folder of rows, and what is in it."""
-
-    folder: Path
-    summary: Summary
 
 
 def prepare(recipe: Recipe, output_dir: Path) -> Prepared:
     """Write the rows of a recipe into a new folder, in the format of every installed backend.
 
-    The folder holds rows.arrow and/or rows.mindrecord (with rows.mindrecord.db), recipe.yaml and manifest.json. Its
+    The folder holds rows.arrow and/or rows.mindrecord (with its .db), recipe.yaml and manifest.json. Its
     place is noted in the cache, so that find_or_prepare finds it.
 
     Raises:
-        UserError: for every record, template, tokenizer or folder that breaks a rule; then nothing is written.
+        UserError: for every record, template, tokenizer or folder that breaks a rule; nothing is left behind.
     """
+    refuse_used_folder(output_dir)
     formats = _installed_formats()
     tokenizer = _tokenizer(recipe)
     rows = make_rows(recipe, tokenizer)
@@ -87,29 +54,6 @@ def prepare(recipe: Recipe, output_dir: Path) -> Prepared:
         write_json(aside / MANIFEST, _manifest(recipe, summary, aside))
     _note_place(summary.fingerprint, formats, output_dir)
     return Prepared(output_dir, summary)
-
-
-def open_prepared(folder: Path) -> Prepared:
-    """Open a prepared folder, every file compared with the manifest.
-
-    Raises:
-        UserError: for every file that is missing, has changed or holds another number of rows.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        counts = manifest["rows"]
-        summary = Summary(**(counts | {"pad_token": Choice(**counts["pad_token"])}))
-        files: dict[str, str] = manifest["sha256"]
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: rows must be a folder made by twintune prepare, got no {MANIFEST}"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: must be a manifest written by twintune prepare, got: {error!r}") from None
-    raise_collected(_changed_files(folder, files))
-    raise_collected(_wrong_counts(folder, files, summary.count))
-    return Prepared(folder, summary)
 
 
 def find_or_prepare(recipe: Recipe) -> Prepared:
@@ -208,23 +152,8 @@ def _manifest(recipe: Recipe, summary: Summary, folder: Path) -> dict[str, Any]:
     }
 
 
-def _changed_files(folder: Path, files: dict[str, str]) -> Iterable[str]:
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            yield f"{path}: must be there, as {MANIFEST} says, got nothing; prepare the rows again"
-        elif (actual := sha256_file(path)) != expected:
-            yield f"{path}: must have sha256 {expected}, as {MANIFEST} says, got {actual}; prepare the rows again"
-
-
-def _wrong_counts(folder: Path, files: dict[str, str], expected: int) -> Iterable[str]:
-    for name, count_rows in ((ARROW, arrow.count_rows), (MINDRECORD, mindrecord.count_rows)):
-        if name in files and (actual := count_rows(folder / name)) != expected:
-            yield f"{folder / name}: must hold {expected} rows, as {MANIFEST} says, got {actual}; prepare them again"
-
-
 def _cache_place(identity: str, formats: tuple[str, ...]) -> Path:
-    """One place for each set of formats: rows made before a backend was installed lack that backend's file."""
+    """One place for each set of formats: rows made before a backend was installed lack its file."""
     names = "+".join(file.removeprefix("rows.") for file in formats)
     return cache_folder() / "prepared" / identity / names
 
