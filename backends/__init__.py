@@ -4,7 +4,8 @@ The front end knows nothing of a backend but this file. Recipes stop here: a bac
 arguments (TrainJob), NumPy arrays and paths.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -173,14 +174,16 @@ def choose_backend(asked: str) -> Choice:
             "--backend auto must find torch and peft, or mindspore and mindformers, got neither; "
             "run: pip install 'twintune[cuda]' or 'twintune[ascend]'"
         )
-    if len(installed) == 2 and _has_npu():
+    if len(installed) == 2 and has_npu():
         return Choice("ascend", "both are installed and an NPU is here")
-    reason = "both are installed and no NPU is here" if len(installed) == 2 else "only its packages are installed"
+    both = len(installed) == 2
+    reason = "both are installed and no NPU is here" if both else "only its packages are installed"
     return Choice(installed[0], reason)
 
 
-def _has_npu() -> bool:
-    return any(Path("/dev").glob("davinci[0-9]*"))
+def has_npu() -> bool:
+    """Whether an NPU's device file and CANN are here; MindSpore refuses Ascend without either."""
+    return any(Path("/dev").glob("davinci[0-9]*")) and "ASCEND_HOME_PATH" in os.environ
 
 
 def load_backend(name: str) -> Backend:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from twintune.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -31,6 +33,12 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     with new_file(path) as aside:
         aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """Write a YAML file whole or not at all, keys in their given order."""
+    with new_file(path) as aside:
+        aside.write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 @contextmanager

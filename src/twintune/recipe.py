@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from twintune.artifacts import new_file
+from twintune.artifacts import write_yaml
 from twintune.errors import UserError
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -115,9 +115,7 @@ class Recipe(Section):
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe, every default spelled out, as YAML that load_recipe reads back."""
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        with new_file(path) as aside:
-            aside.write_text(text, encoding="utf-8")
+        write_yaml(path, self.model_dump(mode="json"))
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

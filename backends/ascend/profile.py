@@ -1,0 +1,220 @@
+"""The MindFormers configuration of a job, written in one place; its registry names appear nowhere else.
+
+Two profiles: on an NPU flash attention, fused norms, half precision and data sinking; on CPU the
+settings that MindSpore's CPU kernels allow. Only the keys in `_device_model` and `_context` differ.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from twintune.backends import Schedule, TrainJob
+from twintune.converters.names import MODULES, biased_modules
+from twintune.models import read_model_config
+
+LENGTH_MULTIPLE = 16  # NPU matrix units work in blocks of 16
+SCHEDULES = {
+    "linear": "LinearWithWarmUpLR",
+    "cosine": "CosineWithWarmUpLR",
+    "constant": "ConstantWarmUpLR",
+    "constant_with_warmup": "ConstantWarmUpLR",
+}
+
+
+def compiled_length(row_length: int) -> int:
+    """The fixed length a graph is compiled for: the longest row, rounded up to a multiple of 16."""
+    return -(-row_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def training_config(job: TrainJob, device: str) -> dict[str, Any]:
+    """The whole configuration for MindFormers' Trainer, overrides laid over it.
+
+    Args:
+        job: what to train.
+        device: `npu` or `cpu`.
+    """
+    rows_per_step = job.order.shape[1] * job.order.shape[2]
+    config: dict[str, Any] = {
+        "seed": job.seed,
+        "output_dir": str(job.output_dir / "mindformers"),
+        "run_mode": "finetune",
+        "use_legacy": True,
+        "use_legacy_format": True,
+        "load_checkpoint": "",
+        "load_ckpt_format": "ckpt",
+        "resume_training": False,
+        "trainer": {"type": "CausalLanguageModelingTrainer", "model_name": "twintune"},
+        "runner_config": {
+            "epochs": 1,  # the dataset holds the whole run in order, its epochs one after the other
+            "batch_size": rows_per_step,
+            "sink_mode": device == "npu",
+            "sink_size": 1,
+            "gradient_accumulation_steps": 1,  # MindFormers ignores it; the step cell accumulates
+        },
+        "runner_wrapper": {
+            "type": "TwintuneTrainOneStepCell",
+            "accumulation": job.order.shape[1],
+            "scale_sense": 1.0,
+            "use_clip_grad": True,
+            "max_grad_norm": job.optimizer.max_grad_norm,
+            "calculate_per_token_loss": True,
+        },
+        "calculate_per_token_loss": True,  # the network then gives (loss sum, trained tokens)
+        "optimizer": {
+            "type": "AdamW",
+            "betas": [job.optimizer.adam_beta1, job.optimizer.adam_beta2],
+            "eps": job.optimizer.adam_epsilon,
+            "weight_decay": job.optimizer.weight_decay,
+        },
+        "lr_schedule": _lr_schedule(job.schedule, job.optimizer.learning_rate),
+        **_dataset(job, rows_per_step),
+        "micro_batch_interleave_num": 1,
+        "use_parallel": False,
+        "parallel": {"parallel_mode": 0, "gradients_mean": False, "full_batch": True},
+        "parallel_config": {"data_parallel": 1, "model_parallel": 1, "pipeline_stage": 1},
+        "callbacks": [_checkpoint_monitor(job)],
+        "context": _context(device),
+        "model": model_section(
+            read_model_config(job.model),
+            batch_size=job.order.shape[2],
+            seq_length=compiled_length(job.row_length),
+            pad_token_id=job.pad_token_id,
+            device=device,
+            dtype=job.dtype,
+        ),
+    }
+    config["model"]["model_config"]["pet_config"] = pet_config(job)
+    return laid_over(config, job.overrides)
+
+
+def laid_over(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`overrides` merged into `config`, mapping by mapping; other values replace."""
+    merged = dict(config)
+    for key, value in overrides.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = laid_over(merged[key], value) if both else value
+    return merged
+
+
+def model_section(
+    config: Mapping[str, Any], *, batch_size: int, seq_length: int, pad_token_id: int, device: str, dtype: str
+) -> dict[str, Any]:
+    """The `model` section for a checked config.json."""
+    biased = biased_modules(config)
+    model_config = {
+        "type": "LlamaConfig",
+        "batch_size": batch_size,
+        "seq_length": seq_length,
+        "hidden_size": config["hidden_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "n_kv_heads": config["num_key_value_heads"] or config["num_attention_heads"],
+        "vocab_size": config["vocab_size"],
+        "intermediate_size": config["intermediate_size"],
+        "multiple_of": 1,
+        "rms_norm_eps": config["rms_norm_eps"],
+        "theta": config["rope_theta"],
+        **_rope_scaling(config),
+        "max_position_embedding": max(seq_length, config["max_position_embeddings"]),
+        "tie_word_embeddings": config["tie_word_embeddings"],
+        "qkv_has_bias": "self_attn.q_proj" in biased,
+        "attn_proj_has_bias": "self_attn.o_proj" in biased,
+        "bos_token_id": config.get("bos_token_id"),
+        "eos_token_id": config.get("eos_token_id"),
+        "pad_token_id": pad_token_id,
+        "ignore_token_id": -100,
+        "use_past": False,
+        "offset": 0,
+        "checkpoint_name_or_path": "",
+        **_device_model(device, dtype),
+    }
+    return {"model_config": model_config, "arch": {"type": "LlamaForCausalLM"}}
+
+
+def _device_model(device: str, dtype: str) -> dict[str, Any]:
+    on_npu = device == "npu"
+    return {
+        "compute_dtype": dtype,
+        "param_init_type": dtype,
+        "layernorm_compute_type": "float32",
+        "softmax_compute_type": "float32",
+        "rotary_dtype": "float32",
+        "use_flash_attention": on_npu,
+        "fused_rms_norm": on_npu,
+        "use_rope_slice": not on_npu,  # the default rotary broadcasts in a BatchMatMul, which CPU refuses
+    }
+
+
+def _rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
+    scaling = config["rope_scaling"]
+    if scaling is None:
+        return {}
+    numbers = {key: value for key, value in scaling.items() if key != "rope_type"}
+    if scaling["rope_type"] == "linear":
+        return {"extend_method": "PI", "scaling_factor": float(numbers["factor"])}
+    floats = {key: float(numbers[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")}
+    original = {"original_max_position_embeddings": numbers["original_max_position_embeddings"]}
+    return {"extend_method": "LLAMA3", "scaling_factor": floats | original}
+
+
+def pet_config(job: TrainJob) -> dict[str, Any]:
+    """The LoRA section: matrices in float32, whatever the base computes in."""
+    names = {theirs.split(".")[1]: ours.split(".")[1] for theirs, ours in MODULES.items()}
+    targets = [re.escape(names[module]) + "$" for module in job.lora.target_modules]
+    return {
+        "pet_type": "lora",
+        "lora_rank": job.lora.r,
+        "lora_alpha": job.lora.lora_alpha,
+        "lora_dropout": job.lora.lora_dropout,
+        "param_init_type": "float32",
+        "compute_dtype": job.dtype,
+        "target_modules": "|".join(targets),
+    }
+
+
+def _lr_schedule(schedule: Schedule, learning_rate: float) -> dict[str, Any]:
+    warmup = 0 if schedule.lr_scheduler_type == "constant" else schedule.warmup_steps
+    return {
+        "type": SCHEDULES[schedule.lr_scheduler_type],
+        "learning_rate": learning_rate,
+        "warmup_steps": warmup,
+        "total_steps": schedule.max_steps,
+    }
+
+
+def _dataset(job: TrainJob, rows_per_step: int) -> dict[str, Any]:
+    dataset = {
+        "data_loader": {
+            "type": "MindDataset",
+            "dataset_dir": str(job.rows / "rows.mindrecord"),
+            "shuffle": False,
+        },
+        "input_columns": ["input_ids", "labels"],
+        "batch_size": rows_per_step,
+        "drop_remainder": True,
+    }
+    task = {"type": "CausalLanguageModelDataset", "dataset_config": dataset}
+    return {"train_dataset": dataset, "train_dataset_task": task}
+
+
+def _checkpoint_monitor(job: TrainJob) -> dict[str, Any]:
+    return {
+        "type": "CheckpointMonitor",
+        "prefix": "twintune",
+        "save_checkpoint_steps": job.schedule.max_steps,
+        "integrated_save": False,
+        "async_save": False,
+        "save_trainable_params": True,
+    }
+
+
+def _context(device: str) -> dict[str, Any]:
+    context: dict[str, Any] = {
+        "mode": 0,  # graph
+        "device_target": "Ascend" if device == "npu" else "CPU",
+        "device_id": 0,
+        "max_call_depth": 10000,
+    }
+    if device == "npu":
+        context["jit_config"] = {"jit_level": "O1"}
+    return context

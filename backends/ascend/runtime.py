@@ -1,0 +1,88 @@
+"""Starting MindSpore and MindFormers: quiet, in graph mode, with nothing written to the working folder."""
+
+import logging
+import os
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from twintune.artifacts import cache_folder
+from twintune.backends import Choice, has_npu
+from twintune.errors import UserError
+
+
+@cache
+def import_quietly() -> None:
+    """Import the frameworks with their own logs sent to files; what fails raises all the same."""
+    os.environ.setdefault("GLOG_v", "3")
+    logs = cache_folder() / "mindformers"
+    os.environ.setdefault("LOCAL_DEFAULT_PATH", str(logs))
+    os.environ.setdefault("LOG_MF_PATH", str(logs / "log"))
+    with redirect_stdout(StringIO()):
+        from mindformers.tools.logger import get_logger
+    from mindpet.log.log import logger as mindpet_logger
+
+    mindpet_logger.setLevel(logging.WARNING)
+    for handler in list(get_logger().handlers):
+        if not isinstance(handler, logging.FileHandler):
+            get_logger().removeHandler(handler)
+
+
+def choose_device(asked: str) -> Choice:
+    """`auto`, `cpu` or `npu` to a device that is there.
+
+    Raises:
+        UserError: if it is not there, or not one of this backend's.
+    """
+    if asked == "cuda":
+        raise UserError(
+            "--device must be auto, cpu or npu with --backend ascend, got 'cuda'; use --backend cuda for it"
+        )
+    here = has_npu()
+    if asked == "npu" and not here:
+        raise UserError(
+            "--device npu must be a device that is here, got none (no /dev/davinci* or no CANN); "
+            "use --device cpu, or source CANN's set_env.sh"
+        )
+    if asked == "auto":
+        return Choice("npu", "an NPU is here") if here else Choice("cpu", "no NPU is here")
+    return Choice(asked, "as asked")
+
+
+def choose_dtype(asked: str, device: str) -> Choice:
+    """`auto` or a dtype name to one that the device trains in.
+
+    Raises:
+        UserError: for bfloat16 on CPU, which fails at compile.
+    """
+    if device == "cpu" and asked == "bfloat16":
+        raise UserError(
+            "backend.dtype must be float32 or float16 with --backend ascend on CPU, got 'bfloat16' "
+            "(MindSpore's CPU kernels have none); use backend.dtype=float32"
+        )
+    if asked == "auto":
+        return Choice("bfloat16", "an NPU computes in it") if device == "npu" else Choice("float32", "CPU")
+    return Choice(asked, "as asked")
+
+
+def start(config_file: Path) -> Any:
+    """Read a configuration as MindFormers does, build its context, and return it.
+
+    Without the context MindFormers' Trainer sets PyNative mode and a step takes 40 times as long.
+
+    Raises:
+        UserError: for a key that MindFormers refuses.
+    """
+    import_quietly()
+    from mindformers import MindFormerConfig, build_context
+
+    try:
+        config = MindFormerConfig(str(config_file))
+    except KeyError as error:
+        raise UserError(
+            f"{config_file}: backend.ascend.overrides must be keys that MindFormers knows, got: {error}"
+        ) from None
+    build_context(config)
+    return config

