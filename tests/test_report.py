@@ -134,9 +134,7 @@ def test_the_table_fits_a_terminal_and_holds_every_step() -> None:
 
 def test_the_verdict_names_the_largest_differences() -> None:
     sentence = verdict(compare_logs(FIRST, SECOND), ("cuda", "ascend"))
-    assert sentence == (
-        "Over 3 steps cuda and ascend differ by at most 9.8e-04 in loss and 3.9e-03 in gradient norm."
-    )
+    assert sentence == ("Over 3 steps cuda and ascend differ by at most 9.8e-04 in loss and 3.9e-03 in gradient norm.")
 
 
 def test_the_report_holds_the_verdict_the_scores_and_the_machine(tmp_path: Path) -> None:
@@ -151,10 +149,10 @@ def test_the_report_holds_the_verdict_the_scores_and_the_machine(tmp_path: Path)
 
 
 def test_model_text_cannot_break_out_of_its_cell(tmp_path: Path) -> None:
-    text = report(tmp_path, question="a\n# b", answer="1 | 2\n\n| 3 | 4 |\r\n![x](y) <b>&amp;`")
+    text = report(tmp_path, question="a\n# b", answer="1 | 2\n\n| 3 | 4 |\r\n![x](y) <b>&amp;` $x$")
     assert "**a<br>\\# b**" in text
     (row,) = (line for line in text.splitlines() if line.startswith("| base | 1 \\|"))
-    assert row == ("| base | 1 \\| 2<br><br>\\| 3 \\| 4 \\|<br>!\\[x\\](y) \\<b\\>\\&amp;\\` |")
+    assert row == ("| base | 1 \\| 2<br><br>\\| 3 \\| 4 \\|<br>!\\[x\\](y) \\<b\\>\\&amp;\\` \\$x\\$ |")
 
 
 def test_the_curve_is_a_picture_with_both_lines(tmp_path: Path) -> None:
@@ -167,7 +165,5 @@ def test_the_curve_is_a_picture_with_both_lines(tmp_path: Path) -> None:
 
 def test_a_report_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must have the same steps"):
-        write_report(
-            tmp_path, title="", curves={"a": FIRST, "b": FIRST[:1]}, accuracies=[], examples=[], machine={}
-        )
+        write_report(tmp_path, title="", curves={"a": FIRST, "b": FIRST[:1]}, accuracies=[], examples=[], machine={})
     assert not any(tmp_path.iterdir())

@@ -131,9 +131,7 @@ def loss_table(comparison: LogComparison, names: tuple[str, str]) -> Table:
     """Loss and gradient norm by step for both runs, with the largest differences in the last line."""
     first, second = names
     # Seven columns fit a terminal of 80 only without vertical rules and padding.
-    table = Table(
-        title=verdict(comparison, names), title_justify="left", box=SIMPLE, padding=0, show_footer=True
-    )
+    table = Table(title=verdict(comparison, names), title_justify="left", box=SIMPLE, padding=0, show_footer=True)
     footers = [
         "largest",
         *("", "", f"{comparison.largest_loss_difference:.1e}"),
@@ -266,7 +264,7 @@ def _markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 
 def _cell(text: str) -> str:
     """Text that cannot break out of a table's cell or a line, nor be read as Markdown or HTML."""
-    for special in "\\`*_#[]<>&|":
+    for special in "\\`*_~$#[]<>&|":
         text = text.replace(special, f"\\{special}")
     return "<br>".join(text.strip().splitlines())
 
