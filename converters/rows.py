@@ -52,8 +52,8 @@ def make_row(
     row = Row(input_ids, np.where(trained, input_ids, np.int32(IGNORED)), cut=len(encoding.ids) > cutoff_len)
     if not row.trained_tokens:
         raise UserError(
-            "at least one token must be trained, got none: the answer begins beyond data.cutoff_len "
-            f"{cutoff_len} of the row's {len(encoding.ids)} tokens; raise data.cutoff_len or remove the record"
+            "at least one token must be trained, got none: the answer begins beyond data.cutoff_len"
+            f" {cutoff_len} of {len(encoding.ids)} tokens; raise data.cutoff_len or remove the record"
         )
     if tokenizer.pad_token_id in row.input_ids:
         raise UserError(

@@ -78,11 +78,13 @@ def load_sentencepiece_tokenizer(file: Path, pad_token: str | None) -> SentenceP
 
 
 def _with_characters(offsets: Sequence[tuple[int, int]], start: int) -> list[tuple[int, int]]:
-    """Shift by `start`; pieces without characters (a leading space, a lone byte) get those of the next."""
+    """Shift by `start`; pieces without characters (a leading space, a lone byte) get the next character."""
     shifted = []
     following = (0, 0)
     for first, last in reversed(offsets):
         if first < last:
-            following = (first + start, last + start)
-        shifted.append(following)
+            following = (first + start, first + start + 1)
+            shifted.append((first + start, last + start))
+        else:
+            shifted.append(following)
     return shifted[::-1]

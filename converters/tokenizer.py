@@ -83,7 +83,7 @@ def _choose_pad(source: Path, vocabulary: Vocabulary, asked: str | None) -> Choi
         if asked in fitting:
             return Choice(asked, "model.pad_token")
         raise UserError(
-            f"{source}: model.pad_token must be one of the tokenizer's tokens, but not bos or eos, got {asked!r}"
+            f"{source}: model.pad_token must be a token of the tokenizer, not bos or eos, got {asked!r}"
         )
     if vocabulary.pad in fitting:
         return Choice(str(vocabulary.pad), "the tokenizer's pad token")

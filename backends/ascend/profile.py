@@ -1,14 +1,14 @@
 """The MindFormers configuration of a job, written in one place; its registry names appear nowhere else.
 
 Two profiles: on an NPU flash attention, fused norms, half precision and data sinking; on CPU the
-settings that MindSpore's CPU kernels allow. Only the keys in `_device_model` and `_context` differ.
+settings that MindSpore's CPU kernels allow. Only the keys in `_device_model` and `context` differ.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from twintune.backends import Schedule, TrainJob
+from twintune.backends import Lora, Schedule, TrainJob
 from twintune.converters.names import MODULES, biased_modules
 from twintune.models import read_model_config
 
@@ -73,7 +73,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
         "parallel": {"parallel_mode": 0, "gradients_mean": False, "full_batch": True},
         "parallel_config": {"data_parallel": 1, "model_parallel": 1, "pipeline_stage": 1},
         "callbacks": [_checkpoint_monitor(job)],
-        "context": _context(device),
+        "context": context(device),
         "model": model_section(
             read_model_config(job.model),
             batch_size=job.order.shape[2],
@@ -83,7 +83,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
             dtype=job.dtype,
         ),
     }
-    config["model"]["model_config"]["pet_config"] = pet_config(job)
+    config["model"]["model_config"]["pet_config"] = pet_config(job.lora, job.dtype)
     return laid_over(config, job.overrides)
 
 
@@ -157,17 +157,17 @@ def _rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"extend_method": "LLAMA3", "scaling_factor": floats | original}
 
 
-def pet_config(job: TrainJob) -> dict[str, Any]:
+def pet_config(lora: Lora, dtype: str) -> dict[str, Any]:
     """The LoRA section: matrices in float32, whatever the base computes in."""
     names = {theirs.split(".")[1]: ours.split(".")[1] for theirs, ours in MODULES.items()}
-    targets = [re.escape(names[module]) + "$" for module in job.lora.target_modules]
+    targets = [re.escape(names[module]) + "$" for module in lora.target_modules]
     return {
         "pet_type": "lora",
-        "lora_rank": job.lora.r,
-        "lora_alpha": job.lora.lora_alpha,
-        "lora_dropout": job.lora.lora_dropout,
+        "lora_rank": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "lora_dropout": lora.lora_dropout,
         "param_init_type": "float32",
-        "compute_dtype": job.dtype,
+        "compute_dtype": dtype,
         "target_modules": "|".join(targets),
     }
 
@@ -208,13 +208,14 @@ def _checkpoint_monitor(job: TrainJob) -> dict[str, Any]:
     }
 
 
-def _context(device: str) -> dict[str, Any]:
-    context: dict[str, Any] = {
+def context(device: str) -> dict[str, Any]:
+    """The `context` section: graph mode on the device."""
+    settings: dict[str, Any] = {
         "mode": 0,  # graph
         "device_target": "Ascend" if device == "npu" else "CPU",
         "device_id": 0,
         "max_call_depth": 10000,
     }
     if device == "npu":
-        context["jit_config"] = {"jit_level": "O1"}
-    return context
+        settings["jit_config"] = {"jit_level": "O1"}
+    return settings

@@ -2,7 +2,6 @@
 
 import time
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -11,15 +10,21 @@ from mindformers import Trainer
 from numpy.typing import NDArray
 
 import twintune.backends.ascend.step  # noqa: F401  registers the step cell with MindFormers
+from twintune.artifacts import write_yaml
 from twintune.backends import Step, TrainJob, Watcher
 from twintune.backends.ascend.data import ordered_dataset
+from twintune.backends.ascend.parameters import (
+    check_base,
+    check_trainable,
+    parameters_by_name,
+    put_in,
+)
 from twintune.backends.ascend.profile import compiled_length, training_config
 from twintune.backends.ascend.runtime import start
 from twintune.converters.adapter import read_adapter, write_adapter
-from twintune.converters.names import adapter_names, base_names
-from twintune.converters.weights import base_checkpoint, read_weights
-from twintune.artifacts import write_yaml
-from twintune.errors import UserError, raise_collected
+from twintune.converters.names import adapter_names
+from twintune.converters.weights import base_checkpoint
+from twintune.errors import UserError
 from twintune.models import read_model_config
 
 
@@ -58,11 +63,11 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
 
     def on_train_begin(self, run_context: Any) -> None:
         """MindFormers trains random weights without a word: nothing starts before all are in place."""
-        parameters = _parameters(run_context)
+        parameters = parameters_by_name(run_context.original_args().train_network.network)
         config = read_model_config(self.job.model)
         _, initial = read_adapter(self.job.initial_adapter)
         names = adapter_names(config, self.job.lora.target_modules)
-        put_in(parameters, {names[name]: tensor for name, tensor in initial.items()})
+        put_in(parameters, ((names[name], tensor) for name, tensor in initial.items()))
         check_base(self.job.model, config, parameters)
         check_trainable(parameters, set(names.values()))
         self.watcher.status("compiling the graph (minutes for a large model; the first step waits for it)")
@@ -85,65 +90,6 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
 
     def on_train_end(self, run_context: Any) -> None:
         """Take the adapter out under its PEFT names."""
-        parameters = _parameters(run_context)
+        parameters = parameters_by_name(run_context.original_args().train_network.network)
         names = adapter_names(read_model_config(self.job.model), self.job.lora.target_modules)
         self.adapter = {name: parameters[ours].asnumpy() for name, ours in names.items()}
-
-
-def _parameters(run_context: Any) -> dict[str, Any]:
-    network = run_context.original_args().train_network.network
-    return {parameter.name: parameter for parameter in network.get_parameters()}
-
-
-def put_in(parameters: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> None:
-    """Set parameters by MindFormers name.
-
-    Raises:
-        UserError: for every name the network has not, and every shape that differs.
-    """
-    raise_collected(
-        f"network: {name} must take {list(tensor.shape)}, got "
-        f"{list(parameters[name].shape) if name in parameters else 'no such parameter'}"
-        for name, tensor in tensors.items()
-        if name not in parameters or tuple(parameters[name].shape) != tensor.shape
-    )
-    for name, tensor in tensors.items():
-        parameters[name].set_data(ms.Tensor(tensor, parameters[name].dtype))
-
-
-def check_base(model: Path, config: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Compare every base parameter in the network with the Hugging Face file, and account for all.
-
-    Raises:
-        UserError: for every parameter that is missing, differs, or comes from nowhere.
-    """
-    names = base_names(config)
-    unknown = [
-        name for name in parameters if name not in names.values() and "mindpet_delta_lora" not in name
-    ]
-    problems = [f"network: {name} must come from the base weights, got a random parameter" for name in unknown]
-    for theirs, array in read_weights(model, config):
-        parameter = parameters.get(names[theirs])
-        if parameter is None:
-            problems.append(f"network: {names[theirs]} must be there for {theirs}, got no such parameter")
-        elif not _same(parameter, array):
-            problems.append(f"network: {names[theirs]} must equal {theirs} of {model}, got other values")
-    raise_collected(problems)
-
-
-def _same(parameter: Any, array: NDArray[np.float32]) -> bool:
-    wanted = ms.Tensor(array).astype(parameter.dtype).astype(ms.float32).asnumpy()
-    return np.array_equal(parameter.value().astype(ms.float32).asnumpy(), wanted)
-
-
-def check_trainable(parameters: dict[str, Any], adapter: set[str]) -> None:
-    """Exactly the LoRA matrices are trained.
-
-    Raises:
-        UserError: for every parameter on the wrong side.
-    """
-    trainable = {name for name, parameter in parameters.items() if parameter.requires_grad}
-    raise_collected(
-        f"network: {name} must be {'trained' if name in adapter else 'frozen'}, got the opposite"
-        for name in sorted(trainable ^ adapter)
-    )

@@ -108,7 +108,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 
 def _rope(given: dict[str, Any]) -> dict[str, Any]:
-    """transformers 5 writes `rope_parameters`; 4 writes `rope_theta` and `rope_scaling`."""
+    """Spell rope one way: transformers 5 writes `rope_parameters`; 4 `rope_theta` and `rope_scaling`."""
     parameters = dict(given.get("rope_parameters") or given.get("rope_scaling") or {})
     theta = parameters.pop("rope_theta", given.get("rope_theta", DEFAULTS["rope_theta"]))
     kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
@@ -131,8 +131,6 @@ def _unsupported(config: dict[str, Any]) -> list[str]:
     require(kind in ("default", "linear", "llama3"), "rope_type", "default, linear or llama3", kind)
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     require(config["head_dim"] in (None, hidden // heads), "head_dim", str(hidden // heads), config["head_dim"])
-    windowed = config["use_sliding_window"] or config.get("model_type") == "mistral"
-    if windowed:
-        window = config["sliding_window"]
-        require(window is None, "sliding_window", "null", window)
+    if config["use_sliding_window"] or config.get("model_type") == "mistral":
+        require(config["sliding_window"] is None, "sliding_window", "null", config["sliding_window"])
     return problems

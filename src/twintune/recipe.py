@@ -190,11 +190,9 @@ def _describe(path: Path, problem: Mapping[str, Any]) -> str:
 
 
 def _did_you_mean(location: tuple[str | int, ...]) -> str:
-    section: type[BaseModel] = Recipe
+    section: Any = Recipe
     for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        section = annotation
+        section = section.model_fields[str(part)].annotation
     wanted = str(location[-1])
     close = difflib.get_close_matches(wanted, section.model_fields, n=1)
     if close:

@@ -1,0 +1,121 @@
+"""Logits from MindFormers' network, on any device.
+
+MindFormers' own `use_past` needs NPU kernels, so every token recomputes the row at one fixed length:
+one graph for all steps of a batch, and slow for long texts.
+"""
+
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindformers import build_context
+from mindformers.models.build_model import build_network
+from mindformers.tools.register import MindFormerConfig
+from mindspore import nn
+from numpy.typing import NDArray
+
+from twintune.backends import Lora
+from twintune.backends.ascend.parameters import check_base, parameters_by_name, put_in
+from twintune.backends.ascend.profile import compiled_length, context, model_section, pet_config
+from twintune.converters.adapter import read_adapter
+from twintune.converters.names import adapter_names, base_names
+from twintune.converters.weights import read_weights
+from twintune.models import read_model_config
+
+
+class LastLogits(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
+    """The network as a function of ids and lengths: logits after the last token of each row."""
+
+    def __init__(self, network: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, input_ids: ms.Tensor, lengths: ms.Tensor) -> ms.Tensor:
+        """int32 [rows, length] and [rows] to float32 [rows, vocabulary]."""
+        return self.network(input_ids, batch_valid_length=lengths)[0]
+
+
+class MindFormersModel:
+    """The LanguageModel protocol over a MindFormers network with its adapter, or without."""
+
+    def __init__(
+        self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str
+    ) -> None:
+        self.pad_token_id = pad_token_id
+        self.config = read_model_config(model)
+        self.model = model
+        self.adapter = None if adapter is None else read_adapter(adapter)
+        self.device = device
+        self.dtype = dtype
+        self.length = 0
+        self.rows: list[list[int]] = []
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """Logits of every position, one float32 [length, vocabulary] array a row."""
+        self._build(max(map(len, rows)))
+        logits = self.network(self._padded(rows))[0].asnumpy()
+        return [array[: len(row)] for array, row in zip(logits, rows, strict=True)]
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
+        """Begin decoding; float32 [prompts, vocabulary]."""
+        self._build(max(map(len, prompts)) + max_new_tokens)
+        self.rows = [list(prompt) for prompt in prompts]
+        return self._last_logits()
+
+    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append a token to every row; float32 [prompts, vocabulary]."""
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.append(token)
+        return self._last_logits()
+
+    def _last_logits(self) -> NDArray[np.float32]:
+        lengths = ms.Tensor([len(row) for row in self.rows], ms.int32)
+        logits: NDArray[np.float32] = self.last(self._padded(self.rows), lengths).asnumpy()
+        return logits.reshape(len(self.rows), -1)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> ms.Tensor:
+        padded = np.full((len(rows), self.length), self.pad_token_id, np.int32)
+        for number, row in enumerate(rows):
+            padded[number, : len(row)] = row
+        return ms.Tensor(padded)
+
+    def _build(self, tokens: int) -> None:
+        """Build the network for a length; longer texts need another, as its rotary tables are fixed."""
+        if tokens <= self.length:
+            return
+        self.length = compiled_length(tokens)
+        section = model_section(
+            self.config,
+            batch_size=1,
+            seq_length=self.length,
+            pad_token_id=self.pad_token_id,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        # Flash attention's mask and the paged cache are for MindFormers' own generation loop.
+        section["model_config"]["use_flash_attention"] = False
+        if self.adapter is not None:
+            section["model_config"]["pet_config"] = pet_config(self.adapter[0], self.dtype)
+        build_context({"context": context(self.device), "parallel": {}, "use_parallel": False})
+        with redirect_stdout(StringIO()):
+            self.network = build_network(MindFormerConfig(**section))
+        self.network.set_train(False)
+        self._load(parameters_by_name(self.network))
+        self.last = LastLogits(self.network)
+
+    def _load(self, parameters: dict[str, Any]) -> None:
+        names = base_names(self.config)
+        put_in(parameters, ((names[name], array) for name, array in read_weights(self.model, self.config)))
+        if self.adapter is not None:
+            lora, tensors = self.adapter
+            put_in(parameters, self._adapter_tensors(lora, tensors).items())
+        check_base(self.model, self.config, parameters)
+
+    def _adapter_tensors(
+        self, lora: Lora, tensors: dict[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[np.float32]]:
+        return {ours: tensors[name] for name, ours in adapter_names(self.config, lora.target_modules).items()}

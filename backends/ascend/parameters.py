@@ -1,0 +1,83 @@
+"""What lies in a network's parameters: put in by name, compared with the files, accounted for whole.
+
+MindFormers trains and predicts with random weights without a word; nothing here runs on trust.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from numpy.typing import NDArray
+
+from twintune.converters.names import base_names
+from twintune.converters.weights import read_weights
+from twintune.errors import raise_collected
+
+LORA_MARK = "mindpet_delta_lora"
+
+
+def parameters_by_name(network: Any) -> dict[str, Any]:
+    """The parameters of a cell by MindFormers name."""
+    return {parameter.name: parameter for parameter in network.get_parameters()}
+
+
+def put_in(parameters: dict[str, Any], tensors: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+    """Set parameters by MindFormers name, each in the dtype that it has.
+
+    Raises:
+        UserError: for every name the network has not, and every shape that differs.
+    """
+    problems = []
+    for name, tensor in tensors:
+        parameter = parameters.get(name)
+        if parameter is None:
+            problems.append(f"network: {name} must be there to take a weight, got no such parameter")
+        elif tuple(parameter.shape) != tensor.shape:
+            problems.append(
+                f"network: {name} must be {list(tensor.shape)}, got a parameter of {list(parameter.shape)}"
+            )
+        else:
+            parameter.set_data(ms.Tensor(tensor).astype(parameter.dtype))
+    raise_collected(problems)
+
+
+def check_base(model: Path, config: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Compare every base parameter in the network with the Hugging Face file, and account for all.
+
+    Raises:
+        UserError: for every parameter that is missing, differs, or comes from nowhere.
+    """
+    names = base_names(config)
+    known = set(names.values())
+    problems = [
+        f"network: {name} must come from the base weights, got a random parameter"
+        for name in parameters
+        if name not in known and LORA_MARK not in name
+    ]
+    for theirs, array in read_weights(model, config):
+        parameter = parameters.get(names[theirs])
+        if parameter is None:
+            problems.append(f"network: {names[theirs]} must be there for {theirs}, got no such parameter")
+        elif not _same(parameter, array):
+            problems.append(f"network: {names[theirs]} must equal {theirs} of {model}, got other values")
+    raise_collected(problems)
+
+
+def _same(parameter: Any, array: NDArray[np.float32]) -> bool:
+    wanted = ms.Tensor(array).astype(parameter.dtype).astype(ms.float32).asnumpy()
+    return np.array_equal(parameter.value().astype(ms.float32).asnumpy(), wanted)
+
+
+def check_trainable(parameters: dict[str, Any], adapter: set[str]) -> None:
+    """Exactly the LoRA matrices are trained.
+
+    Raises:
+        UserError: for every parameter on the wrong side.
+    """
+    trainable = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    raise_collected(
+        f"network: {name} must be {'trained' if name in adapter else 'frozen'}, got the opposite"
+        for name in sorted(trainable ^ adapter)
+    )
