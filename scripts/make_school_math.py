@@ -95,8 +95,7 @@ def change(rng: Random, cast: Cast) -> Problem:
     note = rng.choice((20, 50, 100))
     price = rng.randint(3, note - 3)
     return Problem(
-        f"{cast.name} buys {cast.things} for {price} dollars and pays with {note} dollars. "
-        "How much change is due?",
+        f"{cast.name} buys {cast.things} for {price} dollars and pays with {note} dollars. How much change is due?",
         f"{cast.chinese_name}买{cast.noun}用去{price}元，付了{note}元，应找回多少元？",
         (f"{note} - {price} = {note - price}",),
     )
@@ -107,8 +106,7 @@ def sharing(rng: Random, cast: Cast) -> Problem:
     friends, each = rng.randint(2, 9), rng.randint(2, 12)
     total = friends * each
     return Problem(
-        f"{cast.name} shares {total} {cast.things} equally among {friends} friends. "
-        "How many does each friend get?",
+        f"{cast.name} shares {total} {cast.things} equally among {friends} friends. How many does each friend get?",
         f"{cast.chinese_name}把{total}{cast.measure}{cast.noun}平均分给{friends}个朋友，每人分到多少{cast.measure}？",
         (f"{total} / {friends} = {each}",),
     )
@@ -183,8 +181,7 @@ def comparison(rng: Random, cast: Cast) -> Problem:
     many, fewer = rng.randint(12, 40), rng.randint(2, 9)
     few = many - fewer
     return Problem(
-        f"{cast.name} has {many} {cast.things}. {cast.other} has {fewer} fewer. "
-        "How many do they have together?",
+        f"{cast.name} has {many} {cast.things}. {cast.other} has {fewer} fewer. How many do they have together?",
         f"{cast.chinese_name}有{many}{cast.measure}{cast.noun}，{cast.chinese_other}比{cast.chinese_name}少{fewer}"
         f"{cast.measure}，两人一共有多少{cast.measure}？",
         (f"{many} - {fewer} = {few}", f"{many} + {few} = {many + few}"),
@@ -196,8 +193,7 @@ def remainder(rng: Random, cast: Cast) -> Problem:
     size, boxes = rng.randint(3, 9), rng.randint(2, 9)
     full, left = size * boxes, rng.randint(1, size - 1)
     return Problem(
-        f"{cast.name} packs {full + left} {cast.things} into {boxes} boxes of {size}. "
-        "How many are left over?",
+        f"{cast.name} packs {full + left} {cast.things} into {boxes} boxes of {size}. How many are left over?",
         f"{cast.chinese_name}把{full + left}{cast.measure}{cast.noun}装进{boxes}个盒子，"
         f"每盒装{size}{cast.measure}，还剩多少{cast.measure}？",
         (f"{boxes} * {size} = {full}", f"{full + left} - {full} = {left}"),

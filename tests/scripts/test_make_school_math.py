@@ -37,9 +37,7 @@ def result(calculation: str) -> float:
 
 
 @pytest.fixture(scope="module", params=["en", "zh"])
-def written(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, Path, str]:
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
     folder = tmp_path_factory.mktemp(request.param)
     done = make(folder, "--language", request.param, "--train", "1200", "--test", "200")
     assert (done.returncode, done.stderr) == (0, "")
@@ -113,9 +111,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
 
 def test_both_languages_share_the_set(tmp_path: Path) -> None:
     assert make(tmp_path, "--train", "56", "--test", "28").returncode == 0
-    chinese = [
-        record for record in read(tmp_path, "train.json") if record["instruction"].startswith("题目：")
-    ]
+    chinese = [record for record in read(tmp_path, "train.json") if record["instruction"].startswith("题目：")]
     assert len(chinese) == 28
 
 
