@@ -6,6 +6,7 @@ settings that MindSpore's CPU kernels allow. Only the keys in `_device_model` an
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from twintune.backends import Lora, Schedule, TrainJob
@@ -54,7 +55,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
         "runner_wrapper": {
             "type": "TwintuneTrainOneStepCell",
             "accumulation": job.order.shape[1],
-            "scale_sense": 1.0,
+            "scale_sense": 1.0,  # gradients of a sum over tokens need no scale, even in float16
             "use_clip_grad": True,
             "max_grad_norm": job.optimizer.max_grad_norm,
             "calculate_per_token_loss": True,
@@ -186,14 +187,14 @@ def _dataset(job: TrainJob, rows_per_step: int) -> dict[str, Any]:
     dataset = {
         "data_loader": {
             "type": "MindDataset",
-            "dataset_dir": str(job.rows / "rows.mindrecord"),
+            "dataset_dir": str(job.rows / "rows.mindrecord"),  # read in dealt order by data.ordered_dataset
             "shuffle": False,
         },
         "input_columns": ["input_ids", "labels"],
         "batch_size": rows_per_step,
         "drop_remainder": True,
     }
-    task = {"type": "CausalLanguageModelDataset", "dataset_config": dataset}
+    task = {"type": "CausalLanguageModelDataset", "dataset_config": deepcopy(dataset)}
     return {"train_dataset": dataset, "train_dataset_task": task}
 
 

@@ -1,0 +1,5 @@
+"""`python -m twintune`."""
+
+from twintune.cli import main
+
+main()

@@ -1,0 +1,118 @@
+"""Questions to answers: a model, its adapter and its template, loaded once, on any backend."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from twintune.backends import Choice, choose_backend, load_backend
+from twintune.converters.records import Message
+from twintune.converters.templates import OWN_TEMPLATE, Template, load_template
+from twintune.converters.tokenizer import Tokenizer
+from twintune.converters.tokens import load_tokenizer
+from twintune.errors import UserError
+from twintune.generation import OnText, Sampling, TextGenerator
+from twintune.models import resolve_model
+from twintune.recipe import ModelSection, Recipe, load_recipe
+
+RAW = "none"
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A TextGenerator that takes questions as text.
+
+    Attributes:
+        generator: works on token ids.
+        tokenizer: of the model.
+        template: renders a question as the model was tuned to read it; None takes it as it stands.
+        choices: what was chosen while loading, and why, by name.
+    """
+
+    generator: TextGenerator
+    tokenizer: Tokenizer
+    template: Template | None
+    choices: dict[str, Choice]
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """The token ids of a question, through the opening of the answer."""
+        if self.template is None:
+            return list(self.tokenizer.encode(question, True).ids)
+        text = self.template.prompt_text([Message("human", question)])
+        return list(self.tokenizer.encode(text, self.template.add_special_tokens).ids)
+
+    def answer(
+        self, questions: Sequence[str], sampling: Sampling, on_text: OnText | None = None
+    ) -> list[list[str]]:
+        """`sampling.num_return_sequences` answers for each question.
+
+        Raises:
+            UserError: for an empty question, or logits that are not numbers.
+        """
+        return self.generator.generate([self.prompt_ids(question) for question in questions], sampling, on_text)
+
+
+def load_chat(
+    model: str,
+    adapter: Path | None = None,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    template: str | None = None,
+    system: str | None = None,
+    batch_size: int = 8,
+) -> Chat:
+    """Load a model, with an adapter or without, on a backend.
+
+    Args:
+        model: a folder, the embedded model's name, or a hub name.
+        adapter: a PEFT folder; one that twintune trained brings its template along in recipe.yaml.
+        backend: auto, cuda or ascend.
+        device: auto, cpu, cuda or npu.
+        dtype: auto, float32, bfloat16 or float16.
+        template: a FastChat name, `tokenizer`, or `none` for prompts as they stand.
+        system: replaces the template's own system prompt.
+        batch_size: answers that are decoded together.
+
+    Raises:
+        UserError: for whatever is missing or does not fit.
+    """
+    recipe = adapter_recipe(adapter)
+    section = ModelSection(name_or_path=model)
+    folder = resolve_model(section)
+    tokenizer = load_tokenizer(folder, recipe.model.pad_token if recipe else None)
+    name = _choose_template(template, recipe, tokenizer)
+    chosen = choose_backend(backend)
+    framework = load_backend(chosen.value)
+    place = framework.choose_device(device)
+    kind = framework.choose_dtype(dtype, place.value)
+    rendering = None
+    if name.value != RAW:
+        rendering = load_template(name.value, tokenizer, system or (recipe.data.system if recipe else None))
+    stops = {tokenizer.eos_token_id} | ({rendering.stop_token_id} if rendering else set())
+    language_model = framework.load_model(
+        folder, adapter, pad_token_id=tokenizer.pad_token_id, device=place.value, dtype=kind.value
+    )
+    generator = TextGenerator(language_model, tokenizer, sorted(stops), batch_size)
+    choices = {"backend": chosen, "device": place, "dtype": kind, "template": name}
+    return Chat(generator, tokenizer, rendering, choices)
+
+
+def adapter_recipe(adapter: Path | None) -> Recipe | None:
+    """The recipe saved beside an adapter, if there is one."""
+    if adapter is None or not (adapter / "recipe.yaml").is_file():
+        return None
+    return load_recipe(adapter / "recipe.yaml")
+
+
+def _choose_template(asked: str | None, recipe: Recipe | None, tokenizer: Tokenizer) -> Choice:
+    if asked is not None:
+        return Choice(asked, "as asked")
+    if recipe is not None:
+        return Choice(recipe.data.template, "from the adapter's recipe.yaml")
+    if tokenizer.has_chat_template:
+        return Choice(OWN_TEMPLATE, "the tokenizer has a chat template")
+    raise UserError(
+        "--template must be given for this model, got nothing: no recipe.yaml beside the adapter and no chat "
+        "template in the tokenizer; give a FastChat name such as vicuna_v1.1, or none for prompts as they stand"
+    )

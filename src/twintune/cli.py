@@ -1,0 +1,195 @@
+"""The command line: each command reads its arguments, calls one function and prints what came of it.
+
+Frameworks, and whatever imports them, are imported by the command that needs them: `twintune --help`
+answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twintune import __version__
+from twintune.errors import UserError
+
+if TYPE_CHECKING:
+    from twintune.backends import Choice
+    from twintune.generation import Sampling
+    from twintune.recipe import Recipe
+
+app = typer.Typer(
+    name="twintune",
+    help="One LoRA recipe, run on MindFormers/MindSpore and on PyTorch/PEFT, measured to be the same job.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values laid over the recipe's.", show_default=False),
+]
+BackendFlag = Annotated[str | None, typer.Option("--backend", help="auto, cuda or ascend.", show_default="recipe's")]
+DeviceFlag = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda or npu.", show_default="recipe's")
+]
+
+
+def main() -> None:
+    """Run the command line; what a user can mend ends it with exit code 2 and no traceback."""
+    try:
+        app()
+    except UserError as error:
+        for message in error.messages:
+            print(f"twintune: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        print(f"twintune {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def convert(
+    data: Annotated[Path, typer.Argument(metavar="DATA.json", help="BELLE/Alpaca records.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The conversations file to write.")],
+    id_prefix: Annotated[str, typer.Option(help="Before the record's number in each id.")] = "bellemath",
+) -> None:
+    """Turn instruction records into FastChat conversations."""
+    from twintune.converters.records import to_conversations, write_conversations
+
+    conversations = to_conversations(data, id_prefix)
+    write_conversations(conversations, output)
+    print(f"read {len(conversations)} records, kept {len(conversations)}, rejected 0: {output}")
+
+
+@app.command()
+def prepare(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="A new folder for the rows.", show_default="the cache")
+    ] = None,
+) -> None:
+    """Render, tokenize and label the records of a recipe, once for both backends."""
+    from twintune.prepare import find_or_prepare
+    from twintune.prepare import prepare as prepare_rows
+    from twintune.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    prepared = find_or_prepare(loaded) if output_dir is None else prepare_rows(loaded, output_dir)
+    summary = prepared.summary
+    print(f"rows: {prepared.folder}")
+    print(f"read {summary.count} records, kept {summary.count}, rejected 0, cut {summary.cut_rows}")
+    print(f"longest row {summary.row_length} tokens; {summary.trained_tokens} of {summary.tokens} tokens are trained")
+    _print_choice("pad token", summary.pad_token)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    backend: BackendFlag = None,
+    device: DeviceFlag = None,
+    output_dir: Annotated[Path | None, typer.Option(help="A new folder for the run.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
+) -> None:
+    """Train the recipe's adapter; rows are prepared first if they are not there."""
+    from twintune.training import decide, plan_lines, run_training
+
+    if output_dir is None and not dry_run:
+        raise UserError("command line: --output-dir must be given, got nothing; name a new folder for the run")
+    run = decide(_recipe(recipe, overrides, backend, device), output_dir or Path("OUT"))
+    for name, sentence in plan_lines(run):
+        print(f"{name + ':':<22}{sentence}")
+    if dry_run:
+        for name, text in run.framework.plan(run.job).items():
+            print(f"\n# {name}\n{text}", end="")
+        return
+    run_training(run)
+    print(f"adapter: {run.job.output_dir / 'adapter'}")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="A model folder, an embedded model's name or a hub name.")],
+    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter folder.", show_default=False)] = None,
+    backend: BackendFlag = "auto",
+    device: DeviceFlag = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    prompt: Annotated[list[str] | None, typer.Option(help="A question; may be repeated.", show_default=False)] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", help="Questions: a .txt with one a line, or BELLE records.", show_default=False),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="A FastChat name, `tokenizer`, or `none`: prompts as they stand.", show_default="adapter's"),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.", show_default="adapter's")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(show_default="adapter's recipe, or 256")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default="adapter's, or 0")] = None,
+    top_p: Annotated[float | None, typer.Option(show_default="adapter's, or 1")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is no limit.", show_default="adapter's, or 0")] = None,
+    num_return_sequences: Annotated[int, typer.Option()] = 1,
+    seed: Annotated[int | None, typer.Option(show_default="adapter's, or 0")] = None,
+    batch_size: Annotated[int, typer.Option(help="Answers decoded together.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
+) -> None:
+    """Answer questions with a model, tuned or not, on either backend."""
+    from twintune.answering import read_questions, write_answers
+    from twintune.chat import adapter_recipe, load_chat
+
+    questions = read_questions(prompt or [], input_file)
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+    }
+    sampling = _sampling(adapter_recipe(adapter), given, num_return_sequences)
+    chat = load_chat(
+        model,
+        adapter,
+        backend=backend or "auto",
+        device=device or "auto",
+        dtype=dtype,
+        template=template,
+        system=system,
+        batch_size=batch_size,
+    )
+    for name, choice in chat.choices.items():
+        _print_choice(name, choice)
+    write_answers(chat, questions, sampling, as_json=as_json)
+
+
+def _recipe(path: Path, overrides: list[str] | None, backend: str | None, device: str | None) -> "Recipe":
+    """The recipe with overrides and flags in it; flags are the last word."""
+    from twintune.recipe import load_recipe
+
+    flags = {"backend.name": backend, "backend.device": device}
+    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    return load_recipe(path, [*(overrides or []), *given])
+
+
+def _sampling(
+    recipe: "Recipe | None", given: dict[str, int | float | None], num_return_sequences: int
+) -> "Sampling":
+    from twintune.generation import Sampling
+    from twintune.recipe import GenerateSection
+
+    values = (recipe.generate if recipe else GenerateSection()).model_dump()
+    values |= {name: value for name, value in given.items() if value is not None}
+    return Sampling(**values, num_return_sequences=num_return_sequences)
+
+
+def _print_choice(name: str, choice: "Choice") -> None:
+    print(f"{name}: {choice.value} ({choice.reason})", file=sys.stderr)

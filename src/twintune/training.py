@@ -1,0 +1,228 @@
+"""From a recipe to a training run: everything is chosen and checked first, then one backend does the work."""
+
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from twintune.artifacts import MANIFEST, refuse_used_folder, sha256_file, write_json
+from twintune.backends import (
+    AdamW,
+    Backend,
+    Choice,
+    Lora,
+    Schedule,
+    TrainJob,
+    choose_backend,
+    load_backend,
+)
+from twintune.converters.adapter import WEIGHTS, make_initial_adapter, write_adapter
+from twintune.converters.names import linear_shapes
+from twintune.errors import UserError
+from twintune.models import read_model_config, resolve_model
+from twintune.prepare import find_or_prepare
+from twintune.prepared import Prepared
+from twintune.progress import Progress
+from twintune.recipe import Recipe
+from twintune.schedule import row_order, step_count, warmup_steps
+
+PACKAGES = ("torch", "peft", "mindspore", "mindformers", "transformers", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run, fully decided.
+
+    Attributes:
+        recipe: with every override in it.
+        config: the checked config.json of the model.
+        prepared: the rows.
+        backend, device, dtype: what was chosen, and why.
+        job: what the backend gets.
+    """
+
+    recipe: Recipe
+    config: dict[str, Any]
+    prepared: Prepared
+    backend: Choice
+    device: Choice
+    dtype: Choice
+    job: TrainJob
+
+    @property
+    def framework(self) -> Backend:
+        """The chosen backend, imported."""
+        return load_backend(self.backend.value)
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Numbers in the LoRA matrices: r * (in + out) for each target."""
+        shapes = linear_shapes(self.config, self.recipe.lora.target_modules)
+        return sum(self.recipe.lora.r * (out + inner) for out, inner in shapes.values())
+
+
+def decide(recipe: Recipe, output_dir: Path) -> Run:
+    """Choose backend, device and dtype, check the model, prepare the rows, and lay out the run.
+
+    Raises:
+        UserError: for everything that would stop the run later.
+    """
+    asked = recipe.backend
+    backend = choose_backend(asked.name)
+    framework = load_backend(backend.value)
+    device = framework.choose_device(asked.device)
+    dtype = framework.choose_dtype(asked.dtype, device.value)
+    model = resolve_model(recipe.model)
+    config = read_model_config(model)
+    prepared = find_or_prepare(recipe)
+    _check_vocabulary(model, config, prepared)
+    job = _job(recipe, model, prepared, output_dir, device.value, dtype.value)
+    return Run(recipe, config, prepared, backend, device, dtype, job)
+
+
+def _check_vocabulary(model: Path, config: dict[str, Any], prepared: Prepared) -> None:
+    largest = max(prepared.summary.largest_token_id, prepared.summary.pad_token_id)
+    if largest >= config["vocab_size"]:
+        raise UserError(
+            f"{model}: the tokenizer's ids must be below vocab_size {config['vocab_size']}, got {largest}; "
+            "name a pad token inside the vocabulary as model.pad_token, or use the model's own tokenizer"
+        )
+
+
+def _job(
+    recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, device: str, dtype: str
+) -> TrainJob:
+    train = recipe.train
+    steps = step_count(train, prepared.summary.count)
+    return TrainJob(
+        model=model,
+        rows=prepared.folder,
+        order=row_order(prepared.summary.count, train),
+        row_length=prepared.summary.row_length,
+        pad_token_id=prepared.summary.pad_token_id,
+        initial_adapter=output_dir / "initial_adapter",
+        output_dir=output_dir,
+        lora=Lora(**recipe.lora.model_dump()),
+        optimizer=AdamW(
+            learning_rate=train.learning_rate,
+            weight_decay=train.weight_decay,
+            adam_beta1=train.adam_beta1,
+            adam_beta2=train.adam_beta2,
+            adam_epsilon=train.adam_epsilon,
+            max_grad_norm=train.max_grad_norm,
+        ),
+        schedule=Schedule(train.lr_scheduler_type, warmup_steps(train, steps), steps),
+        device=device,
+        dtype=dtype,
+        seed=train.seed,
+        overrides=recipe.backend.ascend.overrides,
+    )
+
+
+def run_training(run: Run) -> None:
+    """Do a run: `log.jsonl`, `adapter/`, `recipe.yaml` and `manifest.json` in its output folder.
+
+    Raises:
+        UserError: what the backend raises; the folder is removed again if no step was taken.
+    """
+    output_dir = run.job.output_dir
+    refuse_used_folder(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    log = output_dir / "log.jsonl"
+    try:
+        _write_start(run)
+        with Progress(log, run.job.schedule.max_steps) as progress:
+            run.framework.train(run.job, progress)
+        run.recipe.save(output_dir / "adapter" / "recipe.yaml")
+        _write_manifest(run)
+    except BaseException:
+        if not log.exists() or not log.stat().st_size:
+            shutil.rmtree(output_dir)
+        raise
+
+
+def _write_start(run: Run) -> None:
+    job = run.job
+    tensors = make_initial_adapter(run.config, job.lora, job.seed)
+    write_adapter(job.initial_adapter, tensors, job.lora, str(job.model))
+    run.recipe.save(job.output_dir / "recipe.yaml")
+
+
+def _write_manifest(run: Run) -> None:
+    job = run.job
+    write_json(
+        job.output_dir / MANIFEST,
+        {
+            "backend": asdict(run.backend),
+            "device": asdict(run.device),
+            "dtype": asdict(run.dtype),
+            "steps": job.schedule.max_steps,
+            "rows_fingerprint": run.prepared.summary.fingerprint,
+            "initial_adapter_sha256": sha256_file(job.initial_adapter / WEIGHTS),
+            "adapter_sha256": sha256_file(job.output_dir / "adapter" / WEIGHTS),
+            "versions": versions(),
+        },
+    )
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide numbers, as installed; without those that are not."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def plan_lines(run: Run) -> list[tuple[str, str]]:
+    """What will run where and why, as pairs of a name and a sentence."""
+    job, summary = run.job, run.prepared.summary
+    steps, accumulation, batch = job.order.shape
+    rows = steps * accumulation * batch
+    return [
+        ("backend", f"{run.backend.value} ({run.backend.reason})"),
+        ("device", f"{run.device.value} ({run.device.reason})"),
+        ("dtype", f"{run.dtype.value} ({run.dtype.reason}); LoRA matrices in float32"),
+        ("model", f"{job.model} ({run.config['model_type']}, {run.config['num_hidden_layers']} layers)"),
+        ("rows", f"{summary.count} in {run.prepared.folder}, longest {summary.row_length} tokens, {_cut(run)}"),
+        ("trained tokens", f"{summary.trained_tokens} of {summary.tokens} an epoch"),
+        ("pad token", f"{summary.pad_token.value!r} ({summary.pad_token.reason})"),
+        (
+            "steps",
+            f"{steps} of {batch} rows x {accumulation} micro-batches: {rows} rows, "
+            f"{rows / summary.count:.2f} epochs; {job.schedule.warmup_steps} warm-up steps",
+        ),
+        ("trainable parameters", f"{run.trainable_parameters:,} (LoRA r {job.lora.r})"),
+        ("memory, estimated", f"{estimated_memory(run) / 2**30:.2f} GiB"),
+        ("output", str(job.output_dir)),
+    ]
+
+
+def _cut(run: Run) -> str:
+    return f"{run.prepared.summary.cut_rows} cut at data.cutoff_len {run.recipe.data.cutoff_len}"
+
+
+def estimated_memory(run: Run) -> float:
+    """Bytes of weights, adapter with gradients and Adam state, and one micro-batch's activations.
+
+    Activations follow Korthikanti et al. 2022 (arXiv:2205.05198), table 2, with what a gated MLP keeps:
+    for each token and layer some 10 vectors of the hidden size and 3 of the inner size, and the attention
+    matrix of each head; plus the logits, their softmax and its gradient. An estimate: the framework's own
+    buffers come on top.
+    """
+    config, job = run.config, run.job
+    size = 4 if job.dtype == "float32" else 2
+    hidden, inner, layers = (config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    shapes = linear_shapes(config, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+    embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
+    weights = size * (embeddings + sum(out * width for out, width in shapes.values()))
+    adapter = 16 * run.trainable_parameters  # weight, gradient and two Adam moments in float32
+    tokens = job.order.shape[2] * job.row_length
+    attention = config["num_attention_heads"] * job.row_length * size
+    activations = tokens * layers * (size * (10 * hidden + 3 * inner) + attention)
+    return weights + adapter + activations + tokens * config["vocab_size"] * 4 * 3
