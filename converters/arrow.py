@@ -24,9 +24,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
     ):
         for start in range(0, len(rows), ROWS_A_BATCH):
             batch = rows[start : start + ROWS_A_BATCH]
-            columns = [
-                pa.array([getattr(row, column) for row in batch], pa.list_(pa.int32())) for column in COLUMNS
-            ]
+            columns = [pa.array([getattr(row, column) for row in batch], pa.list_(pa.int32())) for column in COLUMNS]
             stream.write_batch(pa.record_batch(columns, schema=schema))
 
 
@@ -44,9 +42,7 @@ def read_rows(path: Path) -> Iterator[Row]:
                 for input_ids, labels in zip(*(batch.column(column) for column in COLUMNS), strict=True):
                     yield Row(_vector(input_ids), _vector(labels))
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path}: the rows must be an Arrow stream, got: {error}; prepare them again"
-        ) from None
+        raise UserError(f"{path}: the rows must be an Arrow stream, got: {error}; prepare them again") from None
 
 
 def count_rows(path: Path) -> int:
@@ -61,9 +57,7 @@ def count_rows(path: Path) -> int:
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
             return sum(batch.num_rows for batch in stream)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path}: the rows must be an Arrow stream, got: {error}; prepare them again"
-        ) from None
+        raise UserError(f"{path}: the rows must be an Arrow stream, got: {error}; prepare them again") from None
 
 
 def _vector(values: object) -> "np.ndarray[tuple[int, ...], np.dtype[np.int32]]":

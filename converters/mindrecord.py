@@ -79,9 +79,7 @@ def count_rows(path: Path) -> int:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        raise UserError(
-            f"{index}: the index must be readable, got: {error}; prepare the rows again"
-        ) from None
+        raise UserError(f"{index}: the index must be readable, got: {error}; prepare the rows again") from None
     return int(count)
 
 

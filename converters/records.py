@@ -65,9 +65,7 @@ def write_conversations(conversations: Iterable[Conversation], path: Path) -> No
     values = [
         {
             "id": conversation.id,
-            "conversations": [
-                {"from": message.role, "value": message.text} for message in conversation.messages
-            ],
+            "conversations": [{"from": message.role, "value": message.text} for message in conversation.messages],
         }
         for conversation in conversations
     ]

@@ -34,9 +34,7 @@ class Row:
         return int(np.count_nonzero(self.labels[1:] != IGNORED))
 
 
-def make_row(
-    segments: Sequence[Segment], tokenizer: Tokenizer, add_special_tokens: bool, cutoff_len: int
-) -> Row:
+def make_row(segments: Sequence[Segment], tokenizer: Tokenizer, add_special_tokens: bool, cutoff_len: int) -> Row:
     """Tokenize the joined text once and label by character offsets.
 
     A token is trained if at least one of its characters is; so is the one that straddles the start of an

@@ -21,9 +21,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, source: Path, model: Any, pad_token: str | None) -> None:
         pieces = [model.id_to_piece(number) for number in range(model.get_piece_size())]
         special_ids = {
-            piece: number
-            for number, piece in enumerate(pieces)
-            if model.is_control(number) or model.is_unknown(number)
+            piece: number for number, piece in enumerate(pieces) if model.is_control(number) or model.is_unknown(number)
         }
         tasks = {"bos": model.bos_id(), "eos": model.eos_id(), "pad": model.pad_id(), "unk": model.unk_id()}
         by_task = {task: pieces[number] if number >= 0 else None for task, number in tasks.items()}

@@ -131,12 +131,16 @@ class FastChatTemplate(Template):
         if messages[0].role == "system":
             chat.set_system_message(messages[0].text)
             messages = messages[1:]
-        human, assistant = chat.roles
+        human, assistant = chat.roles[:2]  # one template names a third, the system
         for message in messages:
             chat.append_message(human if message.role == "human" else assistant, message.text)
         if answer_next:
             chat.append_message(assistant, None)
-        text: str = chat.get_prompt()
+        try:
+            text: str = chat.get_prompt()
+        except ValueError:
+            # FastChat also names services (chatgpt, bard), which take messages and no text.
+            raise self._unfit("must write a conversation as text, got the name of a service") from None
         return text
 
 
@@ -175,9 +179,7 @@ def load_template(name: str, tokenizer: Tokenizer, system: str | None = None) ->
     if name not in conv_templates:
         close = difflib.get_close_matches(name, [OWN_TEMPLATE, *conv_templates], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see fastchat.conversation.conv_templates"
-        raise UserError(
-            f"data.template: must be {OWN_TEMPLATE!r} or a FastChat template's name, got {name!r}; {hint}"
-        )
+        raise UserError(f"data.template: must be {OWN_TEMPLATE!r} or a FastChat template's name, got {name!r}; {hint}")
     return FastChatTemplate(name, tokenizer, system)
 
 

@@ -82,9 +82,7 @@ def _choose_pad(source: Path, vocabulary: Vocabulary, asked: str | None) -> Choi
     if asked is not None:
         if asked in fitting:
             return Choice(asked, "model.pad_token")
-        raise UserError(
-            f"{source}: model.pad_token must be a token of the tokenizer, not bos or eos, got {asked!r}"
-        )
+        raise UserError(f"{source}: model.pad_token must be a token of the tokenizer, not bos or eos, got {asked!r}")
     if vocabulary.pad in fitting:
         return Choice(str(vocabulary.pad), "the tokenizer's pad token")
     if vocabulary.unk in fitting:

@@ -133,6 +133,7 @@ def _summarize(rows: list[Row], identity: str, tokenizer: Tokenizer) -> Summary:
         tokens=sum(lengths),
         trained_tokens=sum(row.trained_tokens for row in rows),
         cut_rows=sum(row.cut for row in rows),
+        largest_token_id=max(int(row.input_ids.max()) for row in rows),
         pad_token_id=tokenizer.pad_token_id,
         pad_token=tokenizer.pad,
     )

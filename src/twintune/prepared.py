@@ -25,6 +25,7 @@ class Summary:
         tokens: tokens of all rows.
         trained_tokens: labels the loss counts, of all rows.
         cut_rows: rows that lost their end to data.cutoff_len.
+        largest_token_id: over all rows.
         pad_token_id: occurs in no row.
         pad_token: its text, with the reason it was chosen.
     """
@@ -35,6 +36,7 @@ class Summary:
     tokens: int
     trained_tokens: int
     cut_rows: int
+    largest_token_id: int
     pad_token_id: int
     pad_token: Choice
 
@@ -60,9 +62,7 @@ def open_prepared(folder: Path) -> Prepared:
         summary = Summary(**(counts | {"pad_token": Choice(**counts["pad_token"])}))
         files: dict[str, str] = manifest["sha256"]
     except FileNotFoundError:
-        raise UserError(
-            f"{folder}: rows must be a folder made by twintune prepare, got no {MANIFEST}"
-        ) from None
+        raise UserError(f"{folder}: rows must be a folder made by twintune prepare, got no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: must be a manifest written by twintune prepare, got: {error!r}") from None
     raise_collected(_changed_files(folder, files))

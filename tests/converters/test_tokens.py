@@ -1,0 +1,181 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tokenizers import (
+    change_config,
+    save_chatml_tokenizer,
+    save_fast_twin,
+    save_sentencepiece_model,
+)
+from twintune.converters.records import Conversation, Message
+from twintune.converters.rows import make_row
+from twintune.converters.templates import load_template
+from twintune.converters.tokenizer import Tokenizer
+from twintune.converters.tokens import load_tokenizer, tokenizer_hash
+from twintune.errors import UserError
+
+AWKWARD = [
+    "USER: 1+1? ASSISTANT: 2</s>",
+    "two  spaces, a tab\t, a newline\n and \n\n more ",
+    " leading space",
+    "由题目可知：𠮷 is rare, 🙂 too; é and e\u0301",
+    "<s>由</s>题 </s> <unk>x",
+    "</s></s>",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+@pytest.mark.parametrize("add_special_tokens", [False, True])
+def test_sentencepiece_alone_encodes_as_the_fast_tokenizer(
+    tiny_sentencepiece_folder: Path, tiny_fast_twin_folder: Path, text: str, add_special_tokens: bool
+) -> None:
+    alone = load_tokenizer(tiny_sentencepiece_folder).encode(text, add_special_tokens)
+    fast = load_tokenizer(tiny_fast_twin_folder).encode(text, add_special_tokens)
+    assert alone.ids == fast.ids
+    assert [text[a:b].strip() for a, b in alone.offsets] == [text[a:b].strip() for a, b in fast.offsets]
+
+
+@pytest.mark.parametrize("declared", ["PreTrainedTokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast"])
+def test_sentencepiece_alone_agrees_with_the_fast_tokenizer_on_gsm8k(
+    shared_data: Path, tmp_path: Path, declared: str
+) -> None:
+    model = shared_data / "tokenizers" / "llama2" / "tokenizer.model"
+    alone = load_tokenizer(model)
+    fast = load_tokenizer(change_config(save_fast_twin(model, tmp_path), tokenizer_class=declared))
+    assert _differing_records(alone, fast, shared_data / "gsm8k" / "train.jsonl", 2000) == []
+
+
+def test_sentencepiece_alone_agrees_with_the_tokenizer_that_transformers_makes(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("google.protobuf", reason="transformers converts tokenizer.model with protobuf only")
+    from transformers import AutoTokenizer
+
+    model = shared_data / "tokenizers" / "llama2" / "tokenizer.model"
+    (tmp_path / "tokenizer.model").write_bytes(model.read_bytes())
+    keys = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_prefix_space": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(keys))
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "fast")
+    fast = load_tokenizer(tmp_path / "fast")
+    assert _differing_records(load_tokenizer(model), fast, shared_data / "gsm8k" / "train.jsonl", 2000) == []
+
+
+def _differing_records(one: Tokenizer, other: Tokenizer, path: Path, count: int) -> list[int]:
+    """Numbers of the records whose ids or labels differ between two tokenizers."""
+    lines = path.read_text(encoding="utf-8").splitlines()[:count]
+    assert len(lines) == count
+    differing = []
+    for number, line in enumerate(lines):
+        record = json.loads(line)
+        messages = (Message("human", record["question"]), Message("assistant", record["answer"]))
+        rows = []
+        for tokenizer in (one, other):
+            segments = load_template("vicuna_v1.1", tokenizer).segments(Conversation("x", messages))
+            rows.append(make_row(segments, tokenizer, True, 2048))
+        same = [rows[0].input_ids.tolist(), rows[0].labels.tolist()] == [
+            rows[1].input_ids.tolist(),
+            rows[1].labels.tolist(),
+        ]
+        if not same:
+            differing.append(number)
+    return differing
+
+
+@pytest.mark.parametrize("text", ["How many clips?", "由题目可知：𠮷 🙂", "a\nb  c"])
+@pytest.mark.parametrize("fixture", ["tiny_tokenizer_folder", "tiny_sentencepiece_folder", "tiny_fast_twin_folder"])
+def test_decode_gives_the_text_back_without_special_tokens(
+    request: pytest.FixtureRequest, fixture: str, text: str
+) -> None:
+    tokenizer = load_tokenizer(request.getfixturevalue(fixture))
+    ids = tokenizer.encode(text, add_special_tokens=True).ids
+    assert tokenizer.decode([*ids, tokenizer.eos_token_id]) == text
+
+
+def test_offsets_survive_a_normalizer_that_changes_the_text(tmp_path: Path) -> None:
+    folder = save_sentencepiece_model(tmp_path, normalization_rule_name="nmt_nfkc")
+    text = "１２ plus ㈠</s> ３"
+    encoding = load_tokenizer(folder).encode(text, add_special_tokens=False)
+    covered = {place for first, last in encoding.offsets for place in range(first, last)}
+    assert {place for place, character in enumerate(text) if not character.isspace()} <= covered
+    assert max(covered) < len(text)
+
+
+def test_truncation_and_padding_saved_in_tokenizer_json_are_ignored(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+
+    folder = save_chatml_tokenizer(tmp_path)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=64)
+    backend.save(str(folder / "tokenizer.json"))
+    text = "How many clips did she sell altogether?"
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == text
+    assert len(ids) < 64
+
+
+def test_special_tokens_eos_and_vocabulary(tiny_tokenizer_folder: Path, tiny_sentencepiece_folder: Path) -> None:
+    chatml, alone = load_tokenizer(tiny_tokenizer_folder), load_tokenizer(tiny_sentencepiece_folder)
+    assert dict(chatml.special_tokens) == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    assert dict(alone.special_tokens) == {"<unk>": 0, "<s>": 1, "</s>": 2}
+    assert (chatml.eos_token_id, alone.eos_token_id) == (2, 2)
+    assert (chatml.has_chat_template, alone.has_chat_template) == (True, False)
+    assert alone.vocab_size == 400
+
+
+@pytest.mark.parametrize(
+    ("tokens", "asked", "value", "reason"),
+    [
+        ({}, None, "<|endoftext|>", "the tokenizer's pad token"),
+        ({"pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}, None, "<|endoftext|>", "unk"),
+        ({"pad_token": None, "unk_token": "<|endoftext|>"}, None, "<|endoftext|>", "unk"),
+        ({}, "<|im_start|>", "<|im_start|>", "model.pad_token"),
+    ],
+)
+def test_pad_is_chosen_once_with_its_reason(
+    tmp_path: Path, tokens: dict[str, str], asked: str | None, value: str, reason: str
+) -> None:
+    tokenizer = load_tokenizer(save_chatml_tokenizer(tmp_path, **tokens), pad_token=asked)
+    assert tokenizer.pad.value == value
+    assert reason in tokenizer.pad.reason
+    assert tokenizer.special_tokens[value] == tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize(
+    ("tokens", "asked", "message"),
+    [
+        ({"pad_token": "<|im_end|>"}, None, r"pad or unk token other than bos and eos.*model\.pad_token"),
+        ({"pad_token": None}, None, r"got pad None and unk None"),
+        ({}, "<pad>", r"model\.pad_token must be a token.*got '<pad>'"),
+        ({}, "<|im_end|>", r"model\.pad_token must be a token.*got '<\|im_end\|>'"),
+        ({"eos_token": None}, None, r"must have an eos token.*tokenizer_config\.json"),
+    ],
+)
+def test_unfit_tokens_are_refused(
+    tmp_path: Path, tokens: dict[str, str | None], asked: str | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(save_chatml_tokenizer(tmp_path, **tokens), pad_token=asked)
+
+
+def test_folders_without_a_readable_tokenizer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"must hold a tokenizer .*got none"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"tokenizer\.model: the tokenizer must be a SentencePiece model"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match="a tokenizer that transformers reads"):
+        load_tokenizer(tmp_path)
+
+
+def test_hash_changes_with_any_file(tmp_path: Path) -> None:
+    folder = save_chatml_tokenizer(tmp_path)
+    before = tokenizer_hash(folder)
+    assert tokenizer_hash(folder) == before
+    change_config(folder, model_max_length=7)
+    assert tokenizer_hash(folder) != before
