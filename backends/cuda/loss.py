@@ -19,32 +19,30 @@ def trained_tokens(rows: Sequence[Row]) -> int:
     return sum(int((labels[1:] != IGNORED).sum()) for _, labels in rows)
 
 
-def pad_right(rows: Sequence[Row], pad_token_id: int, device: str) -> tuple[Any, Any, Any]:
+def pad_right(rows: Sequence[Row], pad_token_id: int, device: str) -> tuple[Any, Any]:
     """Pad rows to the longest of them.
 
     Returns:
-        input_ids, attention_mask and labels, int64 [rows, longest].
+        input_ids and labels, int64 [rows, longest].
     """
     longest = max(len(ids) for ids, _ in rows)
     input_ids = torch.full((len(rows), longest), pad_token_id)
-    attention_mask = torch.zeros((len(rows), longest), dtype=torch.int64)
     labels = torch.full((len(rows), longest), IGNORED)
     for number, (ids, targets) in enumerate(rows):
         input_ids[number, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-        attention_mask[number, : len(ids)] = 1
         labels[number, : len(ids)] = torch.from_numpy(targets.astype(np.int64))
-    return input_ids.to(device), attention_mask.to(device), labels.to(device)
+    return input_ids.to(device), labels.to(device)
 
 
-def loss_sum(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> Any:
+def loss_sum(model: Any, input_ids: Any, labels: Any) -> Any:
     """The sum of -log p over the trained tokens, a float32 scalar with its graph.
 
     The head is applied to the trained positions only, so that no [rows, length, vocabulary] tensor exists.
+    There is no padding mask: pads stand at the end, where causal attention never looks from a trained token,
+    and without a mask torch takes its causal kernel.
     """
     causal = model.get_base_model()
-    hidden = causal.get_decoder()(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-    ).last_hidden_state  # [rows, length, hidden]
+    hidden = causal.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state  # [rows, length, hidden]
     targets = labels[:, 1:]
     trained = targets != IGNORED
     logits = causal.get_output_embeddings()(hidden[:, :-1][trained])  # [trained tokens, vocabulary]
@@ -66,5 +64,5 @@ def require_plain_head(model: Any) -> None:
     if not torch.allclose(computed, expected, rtol=1e-3, atol=1e-3):
         raise UserError(
             f"model.name_or_path must be an architecture whose logits are its head's output, got "
-            f"{causal.config.model_type}, which changes them afterwards; choose llama, mistral, qwen2 or phi"
+            f"{causal.config.model_type}, which changes them afterwards; choose a llama, mistral or qwen2"
         )
