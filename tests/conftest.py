@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tokenizers import save_chatml_tokenizer, save_fast_twin, save_sentencepiece_model
+from tests.tiny_tokenizers import save_chatml_tokenizer, save_fast_twin, save_sentencepiece_model
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 

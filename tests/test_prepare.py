@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tokenizers import save_sentencepiece_model
+from tests.tiny_tokenizers import save_sentencepiece_model
 from twintune.backends import missing_packages
 from twintune.converters import arrow, mindrecord
 from twintune.errors import UserError

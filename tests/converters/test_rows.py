@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tokenizers import CHATML_SPECIAL, save_chatml_tokenizer
+from tests.tiny_tokenizers import CHATML_SPECIAL, save_chatml_tokenizer
 from twintune.converters.records import Conversation, Message
 from twintune.converters.rows import IGNORED, make_row
 from twintune.converters.templates import Segment, load_template

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from fastchat.conversation import conv_templates, get_conv_template
 
-from tests.tokenizers import CHATML, save_chatml_tokenizer
+from tests.tiny_tokenizers import CHATML, save_chatml_tokenizer
 from twintune.converters.records import Conversation, Message, to_conversations
 from twintune.converters.templates import Segment, load_template
 from twintune.converters.tokens import load_tokenizer

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tokenizers import (
+from tests.tiny_tokenizers import (
     change_config,
     save_chatml_tokenizer,
     save_fast_twin,
