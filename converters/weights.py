@@ -103,7 +103,6 @@ def _write_checkpoint(path: Path, folder: Path, config: Mapping[str, Any], dtype
     names = base_names(config)
     kind = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[dtype]
     parameters = [
-        {"name": names[name], "data": ms.Tensor(array).astype(kind)}
-        for name, array in read_weights(folder, config)
+        {"name": names[name], "data": ms.Tensor(array).astype(kind)} for name, array in read_weights(folder, config)
     ]
     ms.save_checkpoint(parameters, str(path))

@@ -89,9 +89,7 @@ def random_logits(seed: int, size: int = 200) -> NDArray[np.float32]:
         (2.0, 500, 0.99),
     ],
 )
-def test_sampling_keeps_what_transformers_keeps(
-    seed: int, temperature: float, top_k: int, top_p: float
-) -> None:
+def test_sampling_keeps_what_transformers_keeps(seed: int, temperature: float, top_k: int, top_p: float) -> None:
     torch = pytest.importorskip("torch", reason="the reference needs the cuda extra")
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -130,9 +128,7 @@ def test_draws_follow_the_probabilities() -> None:
 def test_a_text_does_not_depend_on_its_batch() -> None:
     prompts = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
     sampling = Sampling(12, temperature=1.0, top_p=0.95, num_return_sequences=3, seed=7)
-    texts = {
-        size: TextGenerator(Chain(), Utf8(), [0, 1], size).generate(prompts, sampling) for size in (1, 4, 99)
-    }
+    texts = {size: TextGenerator(Chain(), Utf8(), [0, 1], size).generate(prompts, sampling) for size in (1, 4, 99)}
     assert texts[1] == texts[4] == texts[99]
     assert [len(group) for group in texts[1]] == [3] * 5
     assert len({text for group in texts[1] for text in group}) == 15
@@ -153,9 +149,7 @@ def test_greedy_text_is_the_likeliest() -> None:
 def test_a_vanishing_temperature_is_greedy() -> None:
     prompts = [[1, 2], [3]]
     generator = TextGenerator(Chain(), Utf8(), [])
-    assert generator.generate(prompts, Sampling(9, temperature=1e-4)) == generator.generate(
-        prompts, Sampling(9)
-    )
+    assert generator.generate(prompts, Sampling(9, temperature=1e-4)) == generator.generate(prompts, Sampling(9))
 
 
 def test_the_closing_token_ends_a_text_and_is_not_in_it() -> None:
@@ -186,9 +180,7 @@ def test_streaming_never_shows_half_a_character(batch_size: int) -> None:
 def test_a_character_cut_by_the_end_is_shown_at_the_end() -> None:
     shown: list[str] = []
     model = Script("好🍎".encode())
-    result = TextGenerator(model, Utf8(), [END]).generate(
-        [[0]], Sampling(5), lambda _, piece: shown.append(piece)
-    )
+    result = TextGenerator(model, Utf8(), [END]).generate([[0]], Sampling(5), lambda _, piece: shown.append(piece))
     assert result == [["好\N{REPLACEMENT CHARACTER}"]]
     assert shown == ["好", "\N{REPLACEMENT CHARACTER}"]
 
@@ -207,9 +199,7 @@ def test_streaming_with_the_llama_tokenizer() -> None:
     text = "题目：小华手里有 3 apples 🍎, naïve 鱻 text"
     model = Script(pieces.encode(text), vocabulary=pieces.vocab_size())
     shown: list[str] = []
-    result = TextGenerator(model, Pieces(), [END]).generate(
-        [[0]], Sampling(90), lambda _, piece: shown.append(piece)
-    )
+    result = TextGenerator(model, Pieces(), [END]).generate([[0]], Sampling(90), lambda _, piece: shown.append(piece))
     assert result == [[text]]
     assert "".join(shown) == text
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in shown)

@@ -42,9 +42,7 @@ class LastLogits(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
 class MindFormersModel:
     """The LanguageModel protocol over a MindFormers network with its adapter, or without."""
 
-    def __init__(
-        self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str
-    ) -> None:
+    def __init__(self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str) -> None:
         self.pad_token_id = pad_token_id
         self.config = read_model_config(model)
         self.model = model
@@ -115,7 +113,5 @@ class MindFormersModel:
             put_in(parameters, self._adapter_tensors(lora, tensors).items())
         check_base(self.model, self.config, parameters)
 
-    def _adapter_tensors(
-        self, lora: Lora, tensors: dict[str, NDArray[np.float32]]
-    ) -> dict[str, NDArray[np.float32]]:
+    def _adapter_tensors(self, lora: Lora, tensors: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         return {ours: tensors[name] for name, ours in adapter_names(self.config, lora.target_modules).items()}

@@ -35,9 +35,7 @@ def put_in(parameters: dict[str, Any], tensors: Iterable[tuple[str, NDArray[np.f
         if parameter is None:
             problems.append(f"network: {name} must be there to take a weight, got no such parameter")
         elif tuple(parameter.shape) != tensor.shape:
-            problems.append(
-                f"network: {name} must be {list(tensor.shape)}, got a parameter of {list(parameter.shape)}"
-            )
+            problems.append(f"network: {name} must be {list(tensor.shape)}, got a parameter of {list(parameter.shape)}")
         else:
             parameter.set_data(ms.Tensor(tensor).astype(parameter.dtype))
     raise_collected(problems)

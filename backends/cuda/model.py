@@ -86,9 +86,7 @@ def put_on_adapter(base: Any, lora: Lora, tensors: Mapping[str, NDArray[np.float
     return model
 
 
-def _differences(
-    parameters: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]], source: Path
-) -> list[str]:
+def _differences(parameters: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]], source: Path) -> list[str]:
     rule = f"{source}: the adapter must have the matrices of the model and lora.target_modules"
     problems = [f"{rule}, got no {name}" for name in sorted(parameters.keys() - tensors.keys())]
     problems += [f"{rule}, got {name} besides" for name in sorted(tensors.keys() - parameters.keys())]

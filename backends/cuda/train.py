@@ -114,9 +114,7 @@ def _open_rows(path: Path) -> Any:
     import pyarrow
 
     if not path.is_file():
-        raise UserError(
-            f"{path}: it must be there for --backend cuda, got no such file; run twintune prepare"
-        )
+        raise UserError(f"{path}: it must be there for --backend cuda, got no such file; run twintune prepare")
     return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
 
 

@@ -40,9 +40,7 @@ class Chat:
         text = self.template.prompt_text([Message("human", question)])
         return list(self.tokenizer.encode(text, self.template.add_special_tokens).ids)
 
-    def answer(
-        self, questions: Sequence[str], sampling: Sampling, on_text: OnText | None = None
-    ) -> list[list[str]]:
+    def answer(self, questions: Sequence[str], sampling: Sampling, on_text: OnText | None = None) -> list[list[str]]:
         """`sampling.num_return_sequences` answers for each question.
 
         Raises:

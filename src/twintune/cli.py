@@ -32,9 +32,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values laid over the recipe's.", show_default=False),
 ]
 BackendFlag = Annotated[str | None, typer.Option("--backend", help="auto, cuda or ascend.", show_default="recipe's")]
-DeviceFlag = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda or npu.", show_default="recipe's")
-]
+DeviceFlag = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or npu.", show_default="recipe's")]
 
 
 def main() -> None:
@@ -180,9 +178,7 @@ def _recipe(path: Path, overrides: list[str] | None, backend: str | None, device
     return load_recipe(path, [*(overrides or []), *given])
 
 
-def _sampling(
-    recipe: "Recipe | None", given: dict[str, int | float | None], num_return_sequences: int
-) -> "Sampling":
+def _sampling(recipe: "Recipe | None", given: dict[str, int | float | None], num_return_sequences: int) -> "Sampling":
     from twintune.generation import Sampling
     from twintune.recipe import GenerateSection
 

@@ -92,9 +92,7 @@ def _check_vocabulary(model: Path, config: dict[str, Any], prepared: Prepared) -
         )
 
 
-def _job(
-    recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, device: str, dtype: str
-) -> TrainJob:
+def _job(recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, device: str, dtype: str) -> TrainJob:
     train = recipe.train
     steps = step_count(train, prepared.summary.count)
     return TrainJob(

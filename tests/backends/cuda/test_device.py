@@ -39,9 +39,7 @@ def test_auto_with_a_gpu_is_the_gpu() -> None:
     device = CudaBackend().choose_device("auto")
     dtype = CudaBackend().choose_dtype("auto", device.value)
     assert device.value == "cuda"
-    assert dtype.value == (
-        "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    )
+    assert dtype.value == ("bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32")
 
 
 @without_gpu
@@ -56,9 +54,7 @@ def test_an_npu_belongs_to_the_other_backend() -> None:
 
 
 def test_float16_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"backend\.dtype .*--backend cuda, got float16; use backend\.dtype=bfloat16"
-    ):
+    with pytest.raises(UserError, match=r"backend\.dtype .*--backend cuda, got float16; use backend\.dtype=bfloat16"):
         CudaBackend().choose_dtype("float16", "cpu")
 
 

@@ -40,9 +40,7 @@ def test_loss_and_gradients_equal_those_of_transformers(model: Any) -> None:
     tokens = trained_tokens(rows)
     ours = loss_sum(model, input_ids, labels) / tokens
     attention_mask = (input_ids != 0).long()  # theirs hides the pads; ours never looks at them
-    theirs = model(
-        input_ids=input_ids, attention_mask=attention_mask, labels=labels, num_items_in_batch=tokens
-    ).loss
+    theirs = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, num_items_in_batch=tokens).loss
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     expected = gradients(model, theirs)
     for name, gradient in gradients(model, ours).items():

@@ -66,9 +66,7 @@ def reference_run(job: TrainJob) -> tuple[list[tuple[float, float, float]], dict
     settings = job.optimizer
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = job.schedule
-    scheduler = get_scheduler(
-        schedule.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.max_steps
-    )
+    scheduler = get_scheduler(schedule.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.max_steps)
     log = []
     for numbers in job.order:
         batch = reference_batch(numbers.ravel())
@@ -92,9 +90,7 @@ def reference_run(job: TrainJob) -> tuple[list[tuple[float, float, float]], dict
         ("mistral", 1, Schedule("constant", 0, 20)),
     ],
 )
-def test_training_equals_the_plain_loop(
-    tmp_path: Path, family: str, accumulation: int, schedule: Schedule
-) -> None:
+def test_training_equals_the_plain_loop(tmp_path: Path, family: str, accumulation: int, schedule: Schedule) -> None:
     job = make_job(tmp_path, family, accumulation, schedule=schedule)
     recorder, adapter = run(job)
     log, expected = reference_run(job)
@@ -112,9 +108,7 @@ def test_the_gradient_norm_is_clipped(tmp_path: Path) -> None:
     recorder, adapter = run(job)
     log, expected = reference_run(job)
     assert min(norm for _, norm, _ in log) > 0.05  # every step is clipped
-    np.testing.assert_allclose(
-        [step.grad_norm for step in recorder.steps], [step[1] for step in log], rtol=1e-3
-    )
+    np.testing.assert_allclose([step.grad_norm for step in recorder.steps], [step[1] for step in log], rtol=1e-3)
     for name, tensor in adapter.items():
         np.testing.assert_allclose(tensor, expected[name], rtol=0, atol=1e-4, err_msg=name)
 
@@ -170,9 +164,7 @@ def test_peft_loads_the_adapter(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_step_and_rows(tmp_path: Path) -> None:
-    job = make_job(
-        tmp_path, optimizer=AdamW(1e30, 0.0, 0.9, 0.999, 1e-8, 1.0), schedule=Schedule("constant", 0, 20)
-    )
+    job = make_job(tmp_path, optimizer=AdamW(1e30, 0.0, 0.9, 0.999, 1e-8, 1.0), schedule=Schedule("constant", 0, 20))
     first, second = job.order[1, 0]
     with pytest.raises(UserError, match=rf"step 2 \(rows {first}, {second}\) must have a finite loss"):
         run(job)
