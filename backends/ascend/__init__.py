@@ -1,18 +1,17 @@
 """MindFormers on MindSpore: Ascend NPUs, and CPU for trying and for tests."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from twintune.backends import Choice, LanguageModel, TrainJob, Watcher
+from twintune.backends import Choice, LanguageModel, Name, TrainJob, Watcher
 from twintune.backends.ascend import profile, runtime
 
 
 class AscendBackend:
     """The Backend protocol over MindFormers' own Trainer and networks."""
 
-    name = "ascend"
+    name: Name = "ascend"
 
     def choose_device(self, asked: str) -> Choice:
         """See runtime.choose_device."""
@@ -23,14 +22,16 @@ class AscendBackend:
         return runtime.choose_dtype(asked, device)
 
     def plan(self, job: TrainJob) -> dict[str, str]:
-        """The MindFormers YAML for an NPU and for CPU."""
-        devices: Sequence[str] = ("npu", "cpu")
-        return {
-            f"mindformers_{device}.yaml": yaml.safe_dump(
-                profile.training_config(job, device), sort_keys=False, allow_unicode=True
-            )
-            for device in devices
-        }
+        """The MindFormers YAML for an NPU and for CPU, every key of both known to MindFormers."""
+        runtime.import_quietly()
+        from twintune.backends.ascend.keys import check_keys
+
+        texts = {}
+        for device in ("npu", "cpu"):
+            config = profile.training_config(job, device)
+            check_keys(config)
+            texts[f"mindformers_{device}.yaml"] = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        return texts
 
     def train(self, job: TrainJob, watcher: Watcher) -> None:
         """See train.train."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
@@ -20,9 +21,10 @@ def import_quietly() -> None:
     logs = cache_folder() / "mindformers"
     os.environ.setdefault("LOCAL_DEFAULT_PATH", str(logs))
     os.environ.setdefault("LOG_MF_PATH", str(logs / "log"))
-    with redirect_stdout(StringIO()):
+    with redirect_stdout(StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of their own deprecations, which nobody here can mend
         from mindformers.tools.logger import get_logger
-    from mindpet.log.log import logger as mindpet_logger
+        from mindpet.log.log import logger as mindpet_logger
 
     mindpet_logger.setLevel(logging.WARNING)
     for handler in list(get_logger().handlers):

@@ -19,28 +19,28 @@ square_sum = ops.MultitypeFuncGraph("square_sum")
 scale = ops.MultitypeFuncGraph("scale")
 
 
-@add.register("Tensor", "Tensor")
+@add.register("Tensor", "Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
 def _add(left: ms.Tensor, right: ms.Tensor) -> ms.Tensor:
     return left + ops.cast(right, ms.float32)
 
 
-@divide.register("Tensor", "Tensor")
+@divide.register("Tensor", "Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
 def _divide(divisor: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
     return ops.cast(gradient, ms.float32) / divisor
 
 
-@square_sum.register("Tensor")
+@square_sum.register("Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
 def _square_sum(gradient: ms.Tensor) -> ms.Tensor:
     return ops.reduce_sum(ops.square(gradient))
 
 
-@scale.register("Tensor", "Tensor")
+@scale.register("Tensor", "Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
 def _scale(factor: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
     return gradient * factor
 
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
-class TwintuneTrainOneStepCell(MFTrainOneStepCell):
+class TwintuneTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]  # mindformers ships no types
     """One optimizer step over `accumulation` micro-batches, clipped as torch.nn.utils.clip_grad_norm_.
 
     Inputs:

@@ -13,6 +13,7 @@ import twintune.backends.ascend.step  # noqa: F401  registers the step cell with
 from twintune.artifacts import write_yaml
 from twintune.backends import Step, TrainJob, Watcher
 from twintune.backends.ascend.data import ordered_dataset
+from twintune.backends.ascend.keys import check_keys
 from twintune.backends.ascend.parameters import (
     check_base,
     check_trainable,
@@ -37,7 +38,9 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     watcher.status("converting the base weights (once for each model)")
     base = base_checkpoint(job.model, read_model_config(job.model), job.dtype)
     config_file = job.output_dir / "mindformers.yaml"
-    write_yaml(config_file, training_config(job, job.device))
+    settings = training_config(job, job.device)
+    check_keys(settings)
+    write_yaml(config_file, settings)
     config = start(config_file)
     dataset = ordered_dataset(
         job.rows / "rows.mindrecord", job.order, compiled_length(job.row_length), job.pad_token_id
@@ -48,6 +51,8 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     with log, redirect_stdout(log):  # MindFormers prints its whole configuration and more
         trainer = Trainer(args=config, task="text_generation", train_dataset=dataset, callbacks=[reporter])
         trainer.finetune(finetune_checkpoint=str(base))
+    # It looks like PEFT's and is not: its targets are MindFormers' names as a regex, and it has no base.
+    (job.output_dir / "mindformers" / "adapter_config.json").unlink()
     write_adapter(job.output_dir / "adapter", reporter.adapter, job.lora, str(job.model))
 
 

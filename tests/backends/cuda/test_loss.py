@@ -11,7 +11,7 @@ pytest.importorskip("peft", reason="the cuda extra is not installed")
 
 import torch
 
-from tests.backends.cuda.jobs import make_job, random_rows
+from tests.jobs import make_job, random_rows
 from twintune.backends.cuda.loss import Row, loss_sum, pad_right, trained_tokens
 from twintune.backends.cuda.model import adapter_parameters
 from twintune.backends.cuda.train import load_for_training

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, get_scheduler
 
-from tests.backends.cuda.jobs import Recorder, make_job, random_rows, write_rows
+from tests.jobs import Recorder, make_job, random_rows, write_rows
 from tests.tiny_models import save_tiny_model
 from twintune.backends import AdamW, Lora, Schedule, TrainJob
 from twintune.backends.cuda import CudaBackend

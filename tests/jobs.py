@@ -1,4 +1,4 @@
-"""Small training jobs on tiny random models, for the tests of this folder."""
+"""Small training jobs on tiny random models, for the tests of both backends."""
 
 import json
 from dataclasses import dataclass, field
@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow
 
 from tests.tiny_models import save_tiny_model
-from twintune.backends import AdamW, Lora, Schedule, Step, TrainJob
+from twintune.backends import AdamW, Lora, Schedule, Step, TrainJob, missing_packages
+from twintune.converters import mindrecord
 from twintune.converters.adapter import make_initial_adapter, write_adapter
+from twintune.converters.rows import Row
 from twintune.recipe import LINEAR_LAYERS
 
 ROWS = 24
@@ -55,11 +57,16 @@ def write_rows(folder: Path, rows: list[tuple[list[int], list[int]]]) -> Path:
         pyarrow.ipc.new_stream(sink, table.schema) as writer,
     ):
         writer.write_table(table, max_chunksize=7)  # several record batches, as datasets writes them
+    if not missing_packages("ascend"):
+        arrays = (Row(np.array(ids, np.int32), np.array(labels, np.int32)) for ids, labels in rows)
+        mindrecord.write_rows(list(arrays), folder / "rows.mindrecord")
     return folder
 
 
-def make_job(folder: Path, family: str = "llama", accumulation: int = 1, **changes: Any) -> TrainJob:
-    """A job of 20 steps of 2 * accumulation rows in float32 on the CPU; `changes` are TrainJob's fields."""
+def make_job(
+    folder: Path, family: str = "llama", accumulation: int = 1, steps: int = STEPS, **changes: Any
+) -> TrainJob:
+    """A job of `steps` steps of 2 * accumulation rows in float32 on the CPU; `changes` are TrainJob's fields."""
     model = changes.pop("model", None) or save_tiny_model(folder / "model", family)
     lora = changes.pop("lora", Lora(4, 8, 0.0, LINEAR_LAYERS))
     rows = changes.pop("rows", None) or write_rows(folder / "rows", random_rows())
@@ -67,7 +74,7 @@ def make_job(folder: Path, family: str = "llama", accumulation: int = 1, **chang
     if "initial_adapter" not in changes:
         config = json.loads((model / "config.json").read_text())
         write_adapter(initial, make_initial_adapter(config, lora, seed=3), lora, str(model))
-    order = np.random.default_rng(2).integers(0, ROWS, size=(STEPS, accumulation, 2))
+    order = np.random.default_rng(2).integers(0, ROWS, size=(steps, accumulation, 2))
     fields: dict[str, Any] = {
         "order": order,
         "row_length": 24,
@@ -75,7 +82,7 @@ def make_job(folder: Path, family: str = "llama", accumulation: int = 1, **chang
         "initial_adapter": initial,
         "output_dir": folder / "run",
         "optimizer": AdamW(1e-2, 0.01, 0.9, 0.999, 1e-8, 1.0),
-        "schedule": Schedule("cosine", 3, STEPS),
+        "schedule": Schedule("cosine", 3, steps),
         "device": "cpu",
         "dtype": "float32",
         "seed": 0,

@@ -1,0 +1,38 @@
+"""Both backends on the same job, once for each family: a graph compile costs seconds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import Recorder, make_job
+from twintune.backends import Step, TrainJob, load_backend, missing_packages
+
+MISSING = [*missing_packages("ascend"), *missing_packages("cuda")]
+STEPS = 50
+
+
+@dataclass(frozen=True)
+class Twins:
+    """One job done by both backends."""
+
+    job: TrainJob
+    steps: dict[str, list[Step]]
+    adapters: dict[str, Path]
+
+
+@pytest.fixture(scope="session", params=["llama-1", "llama-3", "qwen2-1", "qwen2-3", "mistral-1", "mistral-3"])
+def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Twins:
+    """50 steps of a family (tied and with q, k, v bias for qwen2), with accumulation 1 or 3."""
+    if MISSING:
+        pytest.skip(f"needs both backends, without {', '.join(MISSING)}")
+    family, accumulation = request.param.split("-")
+    folder = tmp_path_factory.mktemp(request.param)
+    steps, adapters = {}, {}
+    for name in ("cuda", "ascend"):
+        job = make_job(folder / name, family, int(accumulation), steps=STEPS)
+        job.output_dir.mkdir()
+        recorder = Recorder()
+        load_backend(name).train(job, recorder)
+        steps[name], adapters[name] = recorder.steps, job.output_dir / "adapter"
+    return Twins(job, steps, adapters)
