@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ def test_rows_are_numbered_by_prompt_then_sequence() -> None:
         ({"num_return_sequences": 4}, "generate.num_return_sequences must be 1 for greedy text, got 4"),
     ],
 )
-def test_values_out_of_range_are_refused(values: dict[str, float], message: str) -> None:
+def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         Sampling(**({"max_new_tokens": 8} | values))
     assert caught.value.messages[0].startswith(message)

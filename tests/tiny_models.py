@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 64,
     "intermediate_size": 112,
@@ -17,7 +17,7 @@ SIZES = {
     "eos_token_id": 2,
     "tie_word_embeddings": False,
 }
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "mistral": ("MistralConfig", {"sliding_window": None}),

@@ -42,7 +42,7 @@ def save_sentencepiece_model(folder: Path, **options: Any) -> Path:
     from sentencepiece import SentencePieceTrainer
 
     model = io.BytesIO()
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": 400,
         "model_type": "bpe",
         "byte_fallback": True,

@@ -102,7 +102,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: config.json must be JSON, got: {error}") from None
     missing = [key for key in REQUIRED if not isinstance(given.get(key), int)]
     raise_collected(f"{path}: {key} must be a whole number, got {given.get(key)!r}" for key in missing)
-    config = DEFAULTS | given | _rope(given)
+    config: dict[str, Any] = DEFAULTS | given | _rope(given)
     raise_collected(f"{path}: {problem}" for problem in _unsupported(config))
     return config
 

@@ -33,8 +33,9 @@ def row_order(rows: int, train: TrainSection) -> NDArray[np.int64]:
     """
     shape = (step_count(train, rows), train.gradient_accumulation_steps, train.per_device_train_batch_size)
     epochs = math.ceil(math.prod(shape) / rows)
-    stream = [np.random.default_rng((train.seed, epoch)).permutation(rows) for epoch in range(epochs)]
-    return np.concatenate(stream)[: math.prod(shape)].reshape(shape).astype(np.int64)
+    drawn = [np.random.default_rng((train.seed, epoch)).permutation(rows) for epoch in range(epochs)]
+    order: NDArray[np.int64] = np.concatenate(drawn)[: math.prod(shape)].reshape(shape)
+    return order
 
 
 def learning_rates(schedule: Schedule, learning_rate: float) -> NDArray[np.float64]:

@@ -223,4 +223,5 @@ def estimated_memory(run: Run) -> float:
     tokens = job.order.shape[2] * job.row_length
     attention = config["num_attention_heads"] * job.row_length * size
     activations = tokens * layers * (size * (10 * hidden + 3 * inner) + attention)
-    return weights + adapter + activations + tokens * config["vocab_size"] * 4 * 3
+    logits = 3 * 4 * tokens * config["vocab_size"]
+    return float(weights + adapter + activations + logits)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from twintune.converters.records import Conversation, Message, read_records, to_conversations, write_conversations
+from twintune.converters.json_records import read_records
+from twintune.converters.records import Conversation, Message, to_conversations, write_conversations
 from twintune.errors import UserError
 
 GOOD = {"instruction": "题目：1+1？", "input": "", "output": "\n由题目可知：2"}

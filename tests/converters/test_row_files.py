@@ -33,7 +33,8 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mod
     if request.param is mindrecord and missing_packages("ascend"):
         pytest.skip("mindspore is not installed")
     monkeypatch.setenv("GLOG_v", "3")
-    return request.param
+    module: ModuleType = request.param
+    return module
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
@@ -88,6 +89,6 @@ class TestMindRecord:
     def test_rows_that_mindspore_drops_are_noticed(self, tmp_path: Path) -> None:
         good = make_rows([3])[0]
         text = np.array(["not", "a", "number"])
-        bad = Row(text, good.labels)  # type: ignore[arg-type]
+        bad = Row(text, good.labels)
         with pytest.raises(UserError, match="must hold all 2 rows, got 1: MindSpore dropped"):
             mindrecord.write_rows([good, bad], tmp_path / "rows.mindrecord")

@@ -24,7 +24,7 @@ def test_row_is_the_tokenizer_run_on_the_text_with_answer_and_closing_trained(
     row = make_row(segments, tokenizer, template.add_special_tokens, 512)
     text = "".join(segment.text for segment in segments)
     assert row.input_ids.tolist() == tokenizer.encode(text, template.add_special_tokens).ids
-    assert (row.input_ids.dtype, row.labels.dtype) == (np.int32, np.int32)
+    assert row.input_ids.dtype == row.labels.dtype == np.int32
     learned = row.labels[row.labels != IGNORED]
     assert tokenizer.decode(learned.tolist()).strip() == TALK.messages[1].text
     assert learned[-1] == template.stop_token_id
