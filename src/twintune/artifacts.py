@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,21 @@ import yaml
 from twintune.errors import UserError
 
 MANIFEST = "manifest.json"
+FLOAT = "tag:yaml.org,2002:float"
+# YAML 1.1, and so PyYAML, reads 1e-4 as a string (it wants 1.0e-4); nobody means the string.
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Loader.add_implicit_resolver(FLOAT, EXPONENT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver(FLOAT, EXPONENT, list("-+.0123456789"))
 
 
 def sha256_file(path: Path) -> str:
@@ -35,10 +51,20 @@ def write_json(path: Path, value: Any) -> None:
         aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, with 1e-4 a number as in YAML 1.2.
+
+    Raises:
+        yaml.YAMLError: for what is no YAML.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
+
+
 def write_yaml(path: Path, value: Any) -> None:
-    """Write a YAML file whole or not at all, keys in their given order."""
+    """Write a YAML file whole or not at all, keys in their given order; parse_yaml gives the same back."""
     with new_file(path) as aside:
-        aside.write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        aside.write_text(text, encoding="utf-8")
 
 
 @contextmanager

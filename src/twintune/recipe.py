@@ -4,14 +4,15 @@ Names are those of HF TrainingArguments, PEFT LoraConfig and LLaMA-Factory, so t
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from twintune.artifacts import write_yaml
+from twintune.artifacts import parse_yaml, write_yaml
 from twintune.errors import UserError
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -25,7 +26,7 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 class Section(BaseModel):
     """A part of the recipe: unknown keys are refused, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelSection(Section):
@@ -45,13 +46,19 @@ class DataSection(Section):
     cutoff_len: int = Field(1024, ge=8)  # tokens; what is longer is cut at the end
 
 
+def _at_least_one(modules: tuple[TargetModule, ...]) -> tuple[TargetModule, ...]:
+    if not modules:  # Field(min_length=1) would also complain of a list whose one item is wrong
+        raise ValueError("should name at least one layer")
+    return modules
+
+
 class LoraSection(Section):
     """The adapter, as PEFT's LoraConfig spells it."""
 
     r: int = Field(8, ge=1)
     lora_alpha: float = Field(16, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: Annotated[tuple[TargetModule, ...], Field(min_length=1)] = (
+    target_modules: Annotated[tuple[TargetModule, ...], AfterValidator(_at_least_one)] = (
         "q_proj",
         "k_proj",
         "v_proj",
@@ -136,7 +143,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: the recipe must be a file that exists, got nothing there") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -150,13 +157,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    if not equals or "." not in name:
+    *sections, key = (part.strip() for part in name.split("."))
+    if not (equals and key and sections and all(sections)):
         raise UserError(
             f"command line: an override must be section.key=value, such as train.max_steps=10, got {override!r}"
         )
-    *sections, key = name.strip().split(".")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(
             f"command line: {name} must be a YAML value, got {text!r}: {' '.join(str(error).split())}"
@@ -166,17 +173,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         branch = branch.setdefault(section, {})
         if not isinstance(branch, dict):
             raise UserError(f"command line: {name} must lead through sections, got a value at {section!r}")
-    branch[key] = _number_if_yaml_missed_it(value)
-
-
-def _number_if_yaml_missed_it(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as a string (it wants 1.0e-4); nobody means the string."""
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() and value[:1] in "-+.0123456789" else value
-        except ValueError:
-            return value
-    return value
+    branch[key] = value
 
 
 def _describe(path: Path, problem: Mapping[str, Any]) -> str:
@@ -185,8 +182,10 @@ def _describe(path: Path, problem: Mapping[str, Any]) -> str:
         return f"{path}: {name} must be a key that twintune knows, got an unknown one{_did_you_mean(problem['loc'])}"
     if problem["type"] == "missing":
         return f"{path}: {name} must be given, got nothing"
-    rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{path}: {name} must be {rule}, got {problem['input']!r}"
+    if problem["type"] == "model_type":
+        return f"{path}: {name} must be a mapping of keys, got {problem['input']!r}"
+    rule = re.sub(r"^(Input|Value error,) should ", "", problem["msg"])
+    return f"{path}: {name} must {rule}, got {problem['input']!r}"
 
 
 def _did_you_mean(location: tuple[str | int, ...]) -> str:
@@ -194,9 +193,6 @@ def _did_you_mean(location: tuple[str | int, ...]) -> str:
     for part in location[:-1]:
         section = section.model_fields[str(part)].annotation
     wanted = str(location[-1])
-    close = difflib.get_close_matches(wanted, section.model_fields, n=1)
-    if close:
-        return f"; did you mean {'.'.join([*map(str, location[:-1]), close[0]])}?"
     elsewhere = [
         f"{name}.{wanted}"
         for name, field in Recipe.model_fields.items()
@@ -204,6 +200,9 @@ def _did_you_mean(location: tuple[str | int, ...]) -> str:
     ]
     if elsewhere:
         return f"; did you mean {elsewhere[0]}?"
+    close = difflib.get_close_matches(wanted, section.model_fields, n=1)
+    if close:
+        return f"; did you mean {'.'.join([*map(str, location[:-1]), close[0]])}?"
     return f"; the keys here are {', '.join(section.model_fields)}"
 
 

@@ -1,0 +1,221 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twintune.errors import UserError
+from twintune.recipe import LINEAR_LAYERS, Recipe, TargetModule, load_recipe
+
+SMALLEST = "model: {name_or_path: ./tiny-llama}\ndata: {train: ./data.json}\n"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(SMALLEST, encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> list[str]:
+    """The messages of a recipe that must not load, without the file's name that each begins with."""
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, overrides)
+    assert all(message.startswith(f"{path}: ") for message in caught.value.messages)
+    return [message.removeprefix(f"{path}: ") for message in caught.value.messages]
+
+
+def test_defaults_are_those_of_the_fields(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    assert recipe.train.per_device_train_batch_size == 2
+    assert recipe.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert recipe.backend.name == recipe.backend.device == recipe.backend.dtype == "auto"
+
+
+def test_the_target_modules_are_the_linear_layers() -> None:
+    assert TargetModule.__args__ == LINEAR_LAYERS  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("model.name_or_pth=x", "did you mean model.name_or_path?"),
+        ("data.templte=x", "did you mean data.template?"),
+        ("lora.lora_alfa=1", "did you mean lora.lora_alpha?"),
+        ("train.learning_rat=1", "did you mean train.learning_rate?"),
+        ("generate.max_new_token=1", "did you mean generate.max_new_tokens?"),
+        ("backend.devise=cpu", "did you mean backend.device?"),
+        ("backend.ascend.override.a=1", "did you mean backend.ascend.overrides?"),
+        ("lora.learning_rate=1", "did you mean train.learning_rate?"),
+        ("train.template=x", "did you mean data.template?"),
+        ("train.lora_alpha=1", "did you mean lora.lora_alpha?"),
+        ("generate.max_steps=3", "did you mean train.max_steps?"),
+        ("model.xyzzy=1", "the keys here are name_or_path, trust_remote_code, pad_token"),
+        ("trian.max_steps=1", "did you mean train?"),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_key_that_was_meant(recipe_file: Path, override: str, hint: str) -> None:
+    (sentence,) = refusal(recipe_file, override)
+    name, _, rest = sentence.partition(" must be a key that twintune knows, got an unknown one; ")
+    assert override.startswith(name)
+    assert rest == hint
+
+
+def test_a_leaf_at_the_top_is_sent_to_its_section(recipe_file: Path) -> None:
+    recipe_file.write_text(SMALLEST + "learning_rate: 1.0e-4\n", encoding="utf-8")
+    assert refusal(recipe_file) == [
+        "learning_rate must be a key that twintune knows, got an unknown one; did you mean train.learning_rate?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("lora.r=0", "lora.r must be greater than or equal to 1, got 0"),
+        ("lora.lora_dropout=1.0", "lora.lora_dropout must be less than 1, got 1.0"),
+        ("train.optim=adamw", "train.optim must be 'adamw_torch', got 'adamw'"),
+        ("train.learning_rate=.inf", "train.learning_rate must be a finite number, got inf"),
+        ("train.learning_rate=.nan", "train.learning_rate must be a finite number, got nan"),
+        ("lora.target_modules=[]", "lora.target_modules must name at least one layer, got []"),
+        (
+            "lora.target_modules=[wq]",
+            "lora.target_modules.0 must be 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj' or "
+            "'down_proj', got 'wq'",
+        ),
+        ("backend.name=npu", "backend.name must be 'auto', 'cuda' or 'ascend', got 'npu'"),
+    ],
+)
+def test_wrong_values_are_told_in_one_sentence(recipe_file: Path, override: str, sentence: str) -> None:
+    assert refusal(recipe_file, override) == [sentence]
+
+
+@pytest.mark.parametrize("value", ["null", "5", "[1]"])
+def test_a_section_that_is_no_mapping_is_told(recipe_file: Path, value: str) -> None:
+    recipe_file.write_text(SMALLEST + f"lora: {value}\n", encoding="utf-8")
+    (sentence,) = refusal(recipe_file)
+    assert sentence.startswith("lora must be a mapping of keys, got ")
+
+
+def test_missing_keys_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {}\n", encoding="utf-8")
+    assert refusal(path) == ["model must be given, got nothing", "data.train must be given, got nothing"]
+
+
+def test_all_problems_come_at_once(recipe_file: Path) -> None:
+    assert len(refusal(recipe_file, "lora.r=0", "train.seed=-1", "data.cutof_len=9")) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("train.learning_rate=1e-4", "train", "learning_rate", 1e-4),
+        ("train.learning_rate=2E-5", "train", "learning_rate", 2e-5),
+        ("train.max_steps=7", "train", "max_steps", 7),
+        ("model.trust_remote_code=true", "model", "trust_remote_code", True),
+        ("lora.target_modules=[q_proj, v_proj]", "lora", "target_modules", ("q_proj", "v_proj")),
+        ("data.system=Say x=3.", "data", "system", "Say x=3."),
+        ("model.pad_token='3e5'", "model", "pad_token", "3e5"),
+        ("data.system=e", "data", "system", "e"),
+    ],
+)
+def test_overrides_have_the_type_of_their_key(
+    recipe_file: Path, override: str, section: str, key: str, value: Any
+) -> None:
+    got = getattr(getattr(load_recipe(recipe_file, [override]), section), key)
+    assert (got, type(got)) == (value, type(value))
+
+
+def test_an_override_replaces_what_the_file_says_and_the_last_one_wins(recipe_file: Path) -> None:
+    recipe_file.write_text(SMALLEST + "train: {max_steps: 3, seed: 1}\n", encoding="utf-8")
+    recipe = load_recipe(recipe_file, ["train.max_steps=4", "train.max_steps=5"])
+    assert (recipe.train.max_steps, recipe.train.seed) == (5, 1)
+
+
+def test_an_exponent_is_a_number_in_the_file_too(recipe_file: Path) -> None:
+    keys = "backend: {ascend: {overrides: {optimizer: {eps: 1e-6, name: '1e-6'}}}}\n"
+    recipe_file.write_text(SMALLEST + keys, encoding="utf-8")
+    assert load_recipe(recipe_file).backend.ascend.overrides == {"optimizer": {"eps": 1e-6, "name": "1e-6"}}
+
+
+def test_mindformers_keys_can_be_nested(recipe_file: Path) -> None:
+    recipe = load_recipe(
+        recipe_file, ["backend.ascend.overrides.optimizer.eps=1e-6", "backend.ascend.overrides.seed=3"]
+    )
+    assert recipe.backend.ascend.overrides == {"optimizer": {"eps": 1e-6}, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("train.max_steps", "an override must be section.key=value"),
+        ("max_steps=3", "an override must be section.key=value"),
+        (".max_steps=3", "an override must be section.key=value"),
+        ("train.=3", "an override must be section.key=value"),
+        ("train.max_steps=[3", "train.max_steps must be a YAML value"),
+        ("model.name_or_path.x=3", "model.name_or_path.x must lead through sections"),
+    ],
+)
+def test_malformed_overrides_are_told(recipe_file: Path, override: str, rule: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(recipe_file, [override])
+    (message,) = caught.value.messages
+    assert message.startswith(f"command line: {rule}")
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(SMALLEST, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(Path("here/recipe.yaml"))
+    assert recipe.data.train == folder / "data.json"
+    assert recipe.model.name_or_path == str(folder / "tiny-llama")
+
+
+def test_a_model_name_is_a_path_only_if_it_is_there(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["model.name_or_path=org/name"]).model.name_or_path == "org/name"
+    (recipe_file.parent / "org" / "name").mkdir(parents=True)
+    found = load_recipe(recipe_file, ["model.name_or_path=org/name"]).model.name_or_path
+    assert found == str(recipe_file.parent / "org" / "name")
+
+
+def test_a_saved_recipe_loads_equal_from_anywhere(recipe_file: Path, tmp_path: Path) -> None:
+    overrides = [
+        "train.learning_rate=1e-4",
+        "lora.r=4",
+        "model.pad_token='3e5'",
+        "backend.ascend.overrides.a.b=1e-7",
+        "data.system=简短回答。",
+    ]
+    recipe = load_recipe(recipe_file, overrides)
+    elsewhere = tmp_path / "elsewhere" / "recipe.yaml"
+    recipe.save(elsewhere)
+    assert load_recipe(elsewhere) == recipe
+    assert "简短回答" in elsewhere.read_text(encoding="utf-8")
+
+
+def test_a_recipe_does_not_change_after_loading(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.train.seed = 3  # type: ignore[misc]
+    assert isinstance(recipe, Recipe)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"model: [", "the recipe must be YAML, got: "),
+        (b"- a\n- b\n", "the recipe must be a mapping of sections (model, data, ...), got ['a', 'b']"),
+        (b"", "the recipe must be a mapping of sections (model, data, ...), got None"),
+        (b"\xff\xfe\x00", "the recipe must be a readable UTF-8 file, got: "),
+    ],
+)
+def test_what_is_no_recipe_is_told(recipe_file: Path, content: bytes, rule: str) -> None:
+    recipe_file.write_bytes(content)
+    (sentence,) = refusal(recipe_file)
+    assert sentence.startswith(rule)
+    assert "\n" not in sentence
+
+
+def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.yaml") == ["the recipe must be a file that exists, got nothing there"]

@@ -1,0 +1,89 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twintune.backends import Schedule, missing_packages
+from twintune.recipe import TrainSection
+from twintune.schedule import learning_rates, row_order, step_count, warmup_steps
+
+KINDS = ("linear", "cosine", "constant", "constant_with_warmup")
+needs_torch = pytest.mark.skipif(bool(missing_packages("cuda")), reason="compares with torch and transformers")
+
+
+@needs_torch
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("warmup", [0, 1, 4, 20])
+def test_learning_rates_are_those_of_transformers(kind: Any, warmup: int) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    steps, peak = 20, 3e-4
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=peak)
+    scheduler = get_scheduler(kind, optimizer, warmup, steps)
+    expected = []
+    for _ in range(steps):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    got = learning_rates(Schedule(kind, warmup, steps), peak)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=0)
+
+
+@needs_torch
+@pytest.mark.parametrize(("ratio", "steps"), [(0.0, 10), (0.03, 10), (0.1, 10), (0.5, 7), (0.07, 100), (0.999, 3)])
+def test_warmup_steps_are_rounded_up_as_the_trainer_of_transformers_does(
+    ratio: float, steps: int, tmp_path: Any
+) -> None:
+    import transformers
+
+    train = TrainSection(warmup_ratio=ratio)
+    # transformers 5 takes a ratio under the name of the steps
+    key = "warmup_steps" if int(transformers.__version__.split(".")[0]) >= 5 else "warmup_ratio"
+    arguments = transformers.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **{key: ratio})
+    assert warmup_steps(train, steps) == arguments.get_warmup_steps(steps) == math.ceil(ratio * steps)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "accumulation", "epochs", "steps"),
+    [(10, 2, 1, 1, 5), (10, 3, 1, 1, 4), (10, 2, 3, 3, 5), (10, 4, 1, 0.5, 2), (3, 8, 2, 1, 1)],
+)
+def test_steps_fill_the_epochs(rows: int, batch: int, accumulation: int, epochs: float, steps: int) -> None:
+    train = TrainSection(
+        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, num_train_epochs=epochs
+    )
+    assert step_count(train, rows) == steps == math.ceil(epochs * rows / (batch * accumulation))
+
+
+def test_max_steps_replaces_the_epochs() -> None:
+    assert step_count(TrainSection(max_steps=7, num_train_epochs=99), rows=1000) == 7
+    assert step_count(TrainSection(max_steps=-1, num_train_epochs=1), rows=1000) == 500
+
+
+@pytest.mark.parametrize(("rows", "batch", "accumulation"), [(10, 2, 1), (7, 3, 2), (2, 5, 3)])
+def test_every_epoch_is_a_permutation_and_every_batch_is_full(rows: int, batch: int, accumulation: int) -> None:
+    train = TrainSection(
+        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, num_train_epochs=4
+    )
+    order = row_order(rows, train)
+    assert order.shape == (step_count(train, rows), accumulation, batch)
+    assert order.dtype == np.int64
+    stream = order.ravel()
+    epochs = [stream[start : start + rows] for start in range(0, len(stream) - rows + 1, rows)]
+    assert len(epochs) >= 4
+    assert all(sorted(epoch) == list(range(rows)) for epoch in epochs)
+
+
+def test_the_seed_decides_the_order() -> None:
+    one, same, other = (row_order(50, TrainSection(max_steps=60, seed=seed)) for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    first, second = one.ravel()[:50], one.ravel()[50:100]
+    assert not np.array_equal(first, second)
+
+
+def test_more_steps_keep_the_order_of_the_first() -> None:
+    short, long = (row_order(9, TrainSection(max_steps=steps)) for steps in (3, 11))
+    assert np.array_equal(long[:3], short)
