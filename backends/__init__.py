@@ -157,14 +157,16 @@ def choose_backend(asked: str) -> Choice:
     """`auto` to the backend whose framework is installed (cuda first, as it runs everywhere).
 
     Raises:
-        UserError: if the asked one is not installed, or none is.
+        UserError: if the asked one is unknown or not installed, or none is.
     """
     names: tuple[Name, ...] = ("cuda", "ascend")
+    if asked not in (*names, "auto"):
+        raise UserError(f"--backend must be auto, {' or '.join(names)}, got {asked!r}")
     if asked != "auto":
         name: Name = "cuda" if asked == "cuda" else "ascend"
         if missing := missing_packages(name):
             raise UserError(
-                f"--backend {asked} must have its packages installed, got none of {', '.join(missing)}; "
+                f"--backend {asked} must have its packages installed, got no {', '.join(missing)}; "
                 f"run: pip install 'twintune[{asked}]'"
             )
         return Choice(asked, "as asked")

@@ -16,6 +16,11 @@ from twintune.errors import UserError, raise_collected
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+NUMBERS: dict[str, tuple[Any, str]] = {
+    "r": (int, "a whole number"),
+    "lora_alpha": (int | float, "a number"),
+    "lora_dropout": (int | float, "a number"),
+}
 PEFT_PREFIX = "base_model.model."
 
 
@@ -105,6 +110,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: --adapter must be a PEFT adapter folder, got no such file") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the adapter's settings must be JSON, got: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: the adapter's settings must be a JSON object, got {type(config).__name__}")
     expected: dict[str, tuple[Any, ...]] = {
         "peft_type": ("LORA",),
         "bias": ("none", None),
@@ -114,11 +121,17 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         "fan_in_fan_out": (False, None),
         "rank_pattern": ({}, None),
         "alpha_pattern": ({}, None),
+        "init_lora_weights": (True, False, None, "gaussian"),  # pissa and its like change the base weights too
     }
     problems = [
         f"{path}: {key} must be {allowed[0]!r}, got {config.get(key)!r}; only plain LoRA is carried across"
         for key, allowed in expected.items()
         if config.get(key) not in allowed
+    ]
+    problems += [
+        f"{path}: {key} must be {rule}, got {config.get(key)!r}"
+        for key, (kinds, rule) in NUMBERS.items()
+        if not isinstance(config.get(key), kinds)
     ]
     if not isinstance(config.get("target_modules"), list):
         problems.append(f"{path}: target_modules must be a list of names, got {config.get('target_modules')!r}")

@@ -70,9 +70,15 @@ def _places(folder: Path) -> dict[str, Path]:
     for file in weight_files(folder):
         try:
             with safe_open(file, "np") as tensors:
-                places |= dict.fromkeys(tensors.keys(), file)
+                names = tensors.keys()
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: must be a whole safetensors file, got: {error}") from None
+        raise_collected(
+            f"{file}: {name} must be in one file only, got it in {places[name].name} too; remove the older weights"
+            for name in names
+            if name in places
+        )
+        places |= dict.fromkeys(names, file)
     return places
 
 

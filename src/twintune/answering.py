@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from twintune.chat import Chat
 from twintune.converters.json_records import read_records, shown
@@ -40,11 +41,19 @@ def _read_file(file: Path) -> list[str]:
 def _instructions(file: Path) -> list[str]:
     records = read_records(file)
     raise_collected(
-        f"{file}: row {number}: instruction must be a text that is not empty, got {shown(record.get('instruction'))}"
+        f"{file}: row {number}: {problem}"
         for number, record in enumerate(records, 1)
-        if not isinstance(record.get("instruction"), str) or not record["instruction"].strip()
+        for problem in _wrong_question(record)
     )
     return ["\n".join(filter(None, (record["instruction"], record.get("input", "")))) for record in records]
+
+
+def _wrong_question(record: dict[str, Any]) -> Iterator[str]:
+    instruction = record.get("instruction")
+    if not isinstance(instruction, str) or not instruction.strip():
+        yield f"instruction must be a text that is not empty, got {shown(instruction)}"
+    if not isinstance(record.get("input", ""), str):
+        yield f"input must be a text, got {shown(record['input'])}"
 
 
 def write_answers(chat: Chat, questions: Sequence[str], sampling: Sampling, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twintune.backends import Choice, choose_backend, load_backend
+from twintune.converters.adapter import read_adapter_config
 from twintune.converters.records import Message
 from twintune.converters.templates import OWN_TEMPLATE, Template, load_template
 from twintune.converters.tokenizer import Tokenizer
@@ -75,6 +76,8 @@ def load_chat(
     Raises:
         UserError: for whatever is missing or does not fit.
     """
+    if adapter is not None:
+        read_adapter_config(adapter)
     recipe = adapter_recipe(adapter)
     section = ModelSection(name_or_path=model)
     folder = resolve_model(section)

@@ -100,10 +100,13 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
 ) -> None:
     """Train the recipe's adapter; rows are prepared first if they are not there."""
+    from twintune.artifacts import refuse_used_folder
     from twintune.training import decide, plan_lines, run_training
 
     if output_dir is None and not dry_run:
         raise UserError("command line: --output-dir must be given, got nothing; name a new folder for the run")
+    if output_dir is not None:
+        refuse_used_folder(output_dir)
     run = decide(_recipe(recipe, overrides, backend, device), output_dir or Path("OUT"))
     for name, sentence in plan_lines(run):
         print(f"{name + ':':<22}{sentence}")

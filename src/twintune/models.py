@@ -13,7 +13,7 @@ EMBEDDED = "smollm2-135m-instruct"
 FAMILIES = ("llama", "qwen2", "mistral")
 CONFIG = "config.json"
 
-# What a config.json may leave out: the defaults of transformers' configuration classes.
+# What a config.json may leave out: the defaults of transformers' configuration classes, which differ by family.
 DEFAULTS: dict[str, Any] = {
     "attention_bias": False,
     "head_dim": None,
@@ -27,6 +27,15 @@ DEFAULTS: dict[str, Any] = {
     "sliding_window": None,
     "tie_word_embeddings": False,
     "use_sliding_window": False,
+}
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
+    "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+}
+ROPE_NUMBERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 
@@ -100,9 +109,12 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: a model folder must have this file, got nothing there") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: config.json must be JSON, got: {error}") from None
-    missing = [key for key in REQUIRED if not isinstance(given.get(key), int)]
-    raise_collected(f"{path}: {key} must be a whole number, got {given.get(key)!r}" for key in missing)
-    config: dict[str, Any] = DEFAULTS | given | _rope(given)
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: config.json must be a JSON object, got {type(given).__name__}")
+    missing = [key for key in REQUIRED if not isinstance(given.get(key), int) or given[key] < 1]
+    raise_collected(f"{path}: {key} must be a whole number above 0, got {given.get(key)!r}" for key in missing)
+    family = FAMILY_DEFAULTS.get(str(given.get("model_type")), {})
+    config: dict[str, Any] = DEFAULTS | family | given | _rope(given)
     raise_collected(f"{path}: {problem}" for problem in _unsupported(config))
     return config
 
@@ -127,9 +139,13 @@ def _unsupported(config: dict[str, Any]) -> list[str]:
     require(config.get("model_type") in FAMILIES, "model_type", f"one of {FAMILIES}", config.get("model_type"))
     require(config["hidden_act"] == "silu", "hidden_act", "'silu'", config["hidden_act"])
     require(not config["mlp_bias"], "mlp_bias", "false", config["mlp_bias"])
-    kind = (config["rope_scaling"] or {"rope_type": "default"})["rope_type"]
-    require(kind in ("default", "linear", "llama3"), "rope_type", "default, linear or llama3", kind)
+    rope = config["rope_scaling"] or {"rope_type": "default"}
+    kind = rope["rope_type"]
+    require(kind in ROPE_NUMBERS, "rope_type", "default, linear or llama3", kind)
+    for key in ROPE_NUMBERS.get(kind, ()):
+        require(isinstance(rope.get(key), int | float), f"rope {key}", f"a number for rope_type {kind}", rope.get(key))
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    require(hidden % (2 * heads) == 0, "hidden_size", f"a multiple of twice num_attention_heads {heads}", hidden)
     require(config["head_dim"] in (None, hidden // heads), "head_dim", str(hidden // heads), config["head_dim"])
     if config["use_sliding_window"] or config.get("model_type") == "mistral":
         require(config["sliding_window"] is None, "sliding_window", "null", config["sliding_window"])
