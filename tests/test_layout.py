@@ -48,9 +48,9 @@ def site(project: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 def run_in(site: Path, code: str, *arguments: str) -> Any:
     """The JSON that `code` prints in a fresh Python which sees `site` before the editable install."""
     code = f"import json, sys; sys.path.insert(0, {str(site)!r}); {code}"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *arguments], cwd=site, check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    done = subprocess.run(command, cwd=site, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
