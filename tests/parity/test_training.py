@@ -1,5 +1,7 @@
 """The two backends do the same job: the bar of the project, on tiny random models in float32."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -70,5 +72,5 @@ def test_an_adapter_of_either_backend_is_read_by_both(twins: Twins, trained_by: 
 class Numbers:
     """A tokenizer whose text is its ids."""
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         return " ".join(map(str, ids))
