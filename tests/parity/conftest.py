@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import Recorder, make_job
-from twintune.backends import Step, TrainJob, load_backend, missing_packages
+from tests.tiny_models import save_tiny_model
+from twintune.backends import AdamW, Step, TrainJob, load_backend, missing_packages
 
 MISSING = [*missing_packages("ascend"), *missing_packages("cuda")]
 STEPS = 50
@@ -30,7 +31,13 @@ def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(request.param)
     steps, adapters = {}, {}
     for name in ("cuda", "ascend"):
-        job = make_job(folder / name, family, int(accumulation), steps=STEPS)
+        job = make_job(
+            folder / name,
+            accumulation=int(accumulation),
+            steps=STEPS,
+            model=save_tiny_model(folder / name / "model", family, initializer_range=0.1),
+            optimizer=AdamW(2e-3, 0.01, 0.9, 0.999, 1e-8, 1.0),
+        )
         job.output_dir.mkdir()
         recorder = Recorder()
         load_backend(name).train(job, recorder)

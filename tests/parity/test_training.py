@@ -30,7 +30,6 @@ def test_losses_and_gradient_norms(twins: Twins) -> None:
     assert len(pairs) == STEPS
     assert max(map(abs, losses)) <= LOSS, largest(losses)
     assert max(map(abs, norms)) <= GRAD_NORM, largest(norms)
-    assert pairs[-1][0].loss < pairs[0][0].loss - 0.5, "the job must have learned something"
 
 
 def test_tokens_and_learning_rates(twins: Twins) -> None:
@@ -45,6 +44,8 @@ def test_adapter_weights(twins: Twins) -> None:
     other_lora, other = read_adapter(twins.adapters["ascend"])
     assert one_lora == other_lora
     assert one.keys() == other.keys()
+    moved = max(float(np.abs(one[name]).max()) for name in one if "lora_B" in name)
+    assert moved > 1e-2, "B starts at zero: two adapters that stay there agree without having been trained"
     differences = [float(np.abs(one[name] - other[name]).max()) for name in one]
     print("adapter:", largest(differences))
     assert max(differences) <= ADAPTER, largest(differences)
