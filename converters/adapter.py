@@ -78,6 +78,7 @@ def read_adapter(folder: Path) -> tuple[Lora, dict[str, NDArray[np.float32]]]:
     Raises:
         UserError: for a missing or broken file, and for every setting that would be lost.
     """
+    import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors then reads
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
