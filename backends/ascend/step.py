@@ -15,6 +15,7 @@ from mindspore import nn, ops
 
 add = ops.MultitypeFuncGraph("add")
 divide = ops.MultitypeFuncGraph("divide")
+zeros = ops.MultitypeFuncGraph("zeros")
 square_sum = ops.MultitypeFuncGraph("square_sum")
 scale = ops.MultitypeFuncGraph("scale")
 
@@ -22,6 +23,11 @@ scale = ops.MultitypeFuncGraph("scale")
 @add.register("Tensor", "Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
 def _add(left: ms.Tensor, right: ms.Tensor) -> ms.Tensor:
     return left + ops.cast(right, ms.float32)
+
+
+@zeros.register("Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
+def _zeros(weight: ms.Tensor) -> ms.Tensor:
+    return ops.zeros_like(ops.cast(weight, ms.float32))
 
 
 @divide.register("Tensor", "Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
@@ -55,7 +61,7 @@ class TwintuneTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]  # min
         super().__init__(network, optimizer, **kwargs)
         self.max_norm = kwargs["max_grad_norm"]
         self.accumulation = accumulation
-        self.zeros = ms.Tensor([0.0], ms.float32)
+        self.zero = ms.Tensor(0.0, ms.float32)
 
     def construct(self, input_ids: ms.Tensor, labels: ms.Tensor) -> tuple[ms.Tensor, ...]:
         """Sum, divide, clip, update."""
@@ -77,18 +83,21 @@ class TwintuneTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]  # min
         self, input_ids: ms.Tensor, labels: ms.Tensor, sens: ms.Tensor
     ) -> tuple[ms.Tensor, ms.Tensor, tuple[ms.Tensor, ...]]:
         """Loss sum, trained tokens and gradient sums over all micro-batches of the step."""
+        if self.accumulation == 1:
+            loss, tokens, grads = self.micro_batch(input_ids, labels, sens)
+            return loss.reshape(()), tokens.reshape(()), grads
         batch = input_ids.shape[0] // self.accumulation
-        loss, tokens, grads = self.micro_batch(input_ids[:batch], labels[:batch], sens)
-        micro = ms.Tensor(1, ms.int32)
+        loss, tokens = self.zero, self.zero
+        grads = self.hyper_map(zeros, self.weights)
+        micro = ms.Tensor(0, ms.int32)
         while micro < self.accumulation:
-            first = micro * batch
-            index = first + ops.arange(0, batch)
-            more = self.micro_batch(ops.gather(input_ids, index, 0), ops.gather(labels, index, 0), sens)
-            loss = loss + more[0]
-            tokens = tokens + more[1]
+            rows = micro * batch + ops.arange(0, batch)
+            more = self.micro_batch(ops.gather(input_ids, rows, 0), ops.gather(labels, rows, 0), sens)
+            loss = loss + more[0].reshape(())
+            tokens = tokens + more[1].reshape(())
             grads = self.hyper_map(add, grads, more[2])
             micro = micro + 1
-        return loss.reshape(()), tokens.reshape(()), grads
+        return loss, tokens, grads
 
     def micro_batch(
         self, input_ids: ms.Tensor, labels: ms.Tensor, sens: ms.Tensor
