@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from twintune.backends import Choice, choose_backend, load_backend
 from twintune.converters.adapter import read_adapter_config
@@ -13,7 +14,7 @@ from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError
 from twintune.generation import OnText, Sampling, TextGenerator
 from twintune.models import resolve_model
-from twintune.recipe import ModelSection, Recipe, load_recipe
+from twintune.recipe import DeviceName, DtypeName, ModelSection, Recipe, load_recipe
 
 RAW = "none"
 
@@ -76,6 +77,8 @@ def load_chat(
     Raises:
         UserError: for whatever is missing or does not fit.
     """
+    _require_known("device", device, get_args(DeviceName))
+    _require_known("dtype", dtype, get_args(DtypeName))
     if adapter is not None:
         read_adapter_config(adapter)
     recipe = adapter_recipe(adapter)
@@ -104,6 +107,11 @@ def adapter_recipe(adapter: Path | None) -> Recipe | None:
     if adapter is None or not (adapter / "recipe.yaml").is_file():
         return None
     return load_recipe(adapter / "recipe.yaml")
+
+
+def _require_known(flag: str, asked: str, names: Sequence[str]) -> None:
+    if asked not in names:
+        raise UserError(f"--{flag} must be one of {', '.join(names)}, got {asked!r}")
 
 
 def _choose_template(asked: str | None, recipe: Recipe | None, tokenizer: Tokenizer) -> Choice:
