@@ -64,7 +64,7 @@ def everything_below(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if "cache" not in path.parts or path.suffix == ".part"}
 
 
-BAD_DATA = {
+BAD_DATA: dict[str, tuple[str | bytes | None, str]] = {
     "malformed array": (f"[{GOOD},\n {{]", r"line 2, column 3: .* malformed JSON"),
     "malformed line": (f'{GOOD}\n{{"instruction": a}}\n', r"line 2, column 17: .* malformed JSON"),
     "no instruction": ('[{"input": "", "output": "b"}]', "row 1: instruction must be given, got only input, output"),

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,14 +79,16 @@ def test_a_model_without_any_template_is_told(model: Path) -> None:
 
 @pytest.mark.parametrize(("flag", "value"), [("device", "npu"), ("dtype", "float16"), ("backend", "ascend")])
 def test_what_was_asked_reaches_the_backend(model: Path, flag: str, value: str) -> None:
-    choices = load_chat(str(model), template="none", **{flag: value}).choices
+    asked: dict[str, Any] = {flag: value}
+    choices = load_chat(str(model), template="none", **asked).choices
     assert value in choices[flag].reason
 
 
 @pytest.mark.parametrize("flag", ["device", "dtype"])
 def test_unknown_names_are_told_before_any_backend_sees_them(model: Path, fake: FakeBackend, flag: str) -> None:
+    asked: dict[str, Any] = {flag: "tpu"}
     with pytest.raises(UserError, match=f"--{flag} must be one of auto, .*, got 'tpu'"):
-        load_chat(str(model), template="none", **{flag: "tpu"})
+        load_chat(str(model), template="none", **asked)
     assert not fake.loaded
 
 
