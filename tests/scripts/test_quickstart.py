@@ -1,0 +1,75 @@
+"""The quickstart's own script, from data set to report, on a tiny model."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.tiny_models import save_tiny_model
+from tests.tiny_tokenizers import save_chatml_tokenizer
+from twintune.backends import missing_packages
+from twintune.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+MISSING = [*missing_packages("ascend"), *missing_packages("cuda")]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"needs both backends, without {', '.join(MISSING)}"),
+]
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "scripts" / "quickstart.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script in a folder of its own, with the shipped recipe but for a tiny model and three steps."""
+    model = save_chatml_tokenizer(tmp_path / "model")
+    save_tiny_model(model, "llama", vocab_size=512, max_position_embeddings=512)
+    recipe = load_recipe(ROOT / "yamls" / "quickstart_smollm2.yaml")
+    folder = tmp_path / "runs" / "quickstart"
+    changes = {
+        "model": recipe.model.model_copy(update={"name_or_path": str(model)}),
+        "data": recipe.data.model_copy(update={"train": folder / "data" / "conversations.json", "cutoff_len": 256}),
+        "train": recipe.train.model_copy(update={"max_steps": 3}),
+        "generate": recipe.generate.model_copy(update={"max_new_tokens": 4}),
+    }
+    recipe.model_copy(update=changes).save(tmp_path / "yamls" / "recipe.yaml")
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "make_school_math.py", tmp_path / "scripts")
+    monkeypatch.setenv("TWINTUNE_CACHE", str(tmp_path / "cache"))
+    module = load_script()
+    for name, value in {
+        "ROOT": tmp_path,
+        "FOLDER": folder,
+        "DATA": folder / "data",
+        "RECIPE": tmp_path / "yamls" / "recipe.yaml",
+        "HELD_OUT": 5,
+    }.items():
+        monkeypatch.setattr(module, name, value)
+    return module
+
+
+def test_ends_with_a_report_and_reuses_its_runs(quickstart: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+    quickstart.main()
+    first = capfd.readouterr().out
+    report = (quickstart.FOLDER / "report.md").read_text(encoding="utf-8")
+    for name in ("cuda", "ascend"):
+        assert f"--backend {name}" in first
+        assert (quickstart.FOLDER / name / "adapter" / "adapter_model.safetensors").is_file()
+    for words in ("base", "cuda adapter", "ascend adapter", "no KV cache", "answered on ascend"):
+        assert words in report
+    assert (quickstart.FOLDER / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    quickstart.main()
+    again = capfd.readouterr().out
+    assert again.count("is used again") == 2
+    assert "--backend" not in again
