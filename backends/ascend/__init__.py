@@ -24,8 +24,9 @@ class AscendBackend:
     def plan(self, job: TrainJob) -> dict[str, str]:
         """The MindFormers YAML for an NPU and for CPU, every key of both known to MindFormers."""
         runtime.import_quietly()
-        from twintune.backends.ascend.keys import check_keys
+        from twintune.backends.ascend.keys import check_keys, check_overrides
 
+        check_overrides(job.overrides)
         texts = {}
         for device in ("npu", "cpu"):
             config = profile.training_config(job, device)

@@ -29,6 +29,39 @@ REGISTERED = {
     "runner_wrapper": MindFormerModuleType.WRAPPER,
     "trainer": MindFormerModuleType.TRAINER,
 }
+# What the recipe decides: laid over here, MindFormers would ignore it or train another job.
+OWNED = {
+    "use_parallel": "none yet: one device only",
+    "runner_config.batch_size": "train.per_device_train_batch_size",
+    "runner_config.epochs": "train.num_train_epochs",
+    "runner_config.gradient_accumulation_steps": "train.gradient_accumulation_steps",
+    "runner_wrapper.type": "none: the step cell keeps the loss normaliser",
+    "runner_wrapper.accumulation": "train.gradient_accumulation_steps",
+    "model.model_config.pad_token_id": "model.pad_token",
+    "model.model_config.seq_length": "data.cutoff_len",
+    "train_dataset.batch_size": "train.per_device_train_batch_size",
+    "load_checkpoint": "model.name_or_path",
+    "resume_training": "none yet",
+}
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Refuse overrides of what the recipe decides.
+
+    Raises:
+        UserError: for every such key, with the recipe's own key.
+    """
+    raise_collected(
+        f"recipe: backend.ascend.overrides: {name} must be left to the recipe, got {value!r}; its key: {instead}"
+        for name, instead in OWNED.items()
+        if (value := _value_at(overrides, name)) is not None
+    )
+
+
+def _value_at(tree: Any, name: str) -> Any:
+    for key in name.split("."):
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def check_keys(config: Mapping[str, Any]) -> None:

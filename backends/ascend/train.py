@@ -13,7 +13,7 @@ import twintune.backends.ascend.step  # noqa: F401  registers the step cell with
 from twintune.artifacts import write_yaml
 from twintune.backends import Step, TrainJob, Watcher
 from twintune.backends.ascend.data import ordered_dataset
-from twintune.backends.ascend.keys import check_keys
+from twintune.backends.ascend.keys import check_keys, check_overrides
 from twintune.backends.ascend.parameters import (
     check_base,
     check_trainable,
@@ -38,6 +38,7 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     watcher.status("converting the base weights (once for each model)")
     base = base_checkpoint(job.model, read_model_config(job.model), job.dtype)
     config_file = job.output_dir / "mindformers.yaml"
+    check_overrides(job.overrides)
     settings = training_config(job, job.device)
     check_keys(settings)
     write_yaml(config_file, settings)

@@ -196,9 +196,19 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
             f"{rows / summary.count:.2f} epochs; {job.schedule.warmup_steps} warm-up steps",
         ),
         ("trainable parameters", f"{run.trainable_parameters:,} (LoRA r {job.lora.r})"),
+        ("dropout", _dropout(job)),
         ("memory, estimated", f"{estimated_memory(run) / 2**30:.2f} GiB"),
         ("output", str(job.output_dir)),
     ]
+
+
+def _dropout(job: TrainJob) -> str:
+    if not job.lora.lora_dropout:
+        return "none: both backends compute the same"
+    return (
+        f"{job.lora.lora_dropout}: each backend draws its own, so that losses agree in the mean only; "
+        "MindSpore's graph mode does not repeat its draws for a seed"
+    )
 
 
 def _cut(run: Run) -> str:

@@ -75,6 +75,20 @@ def test_a_key_that_nothing_reads_is_refused(tmp_path: Path, key: str, meant: st
     )
 
 
+@pytest.mark.parametrize(
+    ("overrides", "instead"),
+    [
+        ({"runner_config": {"gradient_accumulation_steps": 4}}, "train.gradient_accumulation_steps"),
+        ({"model": {"model_config": {"pad_token_id": 2}}}, "model.pad_token"),
+        ({"use_parallel": True}, "one device only"),
+    ],
+)
+def test_what_the_recipe_decides_is_not_overridden(tmp_path: Path, overrides: Any, instead: str) -> None:
+    """MindFormers resets gradient accumulation to 1 with a mere log line, and averages means over ranks."""
+    with pytest.raises(UserError, match=f"must be left to the recipe, got .*{instead}"):
+        load_backend("ascend").plan(make_job(tmp_path, overrides=overrides))
+
+
 def test_the_plan_is_yaml_for_both_devices(tmp_path: Path) -> None:
     plan = load_backend("ascend").plan(make_job(tmp_path, overrides={"optimizer": {"eps": 1e-6}}))
     npu, cpu = (yaml.safe_load(plan[f"mindformers_{device}.yaml"]) for device in ("npu", "cpu"))
