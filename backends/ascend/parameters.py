@@ -65,7 +65,7 @@ def check_base(model: Path, config: dict[str, Any], parameters: dict[str, Any]) 
 
 def _same(parameter: Any, array: NDArray[np.float32]) -> bool:
     wanted = ms.Tensor(array).astype(parameter.dtype).astype(ms.float32).asnumpy()
-    return np.array_equal(parameter.value().astype(ms.float32).asnumpy(), wanted)
+    return np.array_equal(ms.Tensor(parameter).astype(ms.float32).asnumpy(), wanted)
 
 
 def check_trainable(parameters: dict[str, Any], adapter: set[str]) -> None:
