@@ -41,6 +41,7 @@ class Progress:
         self.task = self.bar.add_task("starting", total=steps, figures="")
         self.log = log.open("w", encoding="utf-8")
         self.began = time.perf_counter()
+        self.first_step_ended = 0.0
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -66,10 +67,17 @@ class Progress:
         rate = step.tokens / step.seconds
         figures = f"loss {step.loss:.4f}  {rate:,.0f} trained tokens/s"
         self.bar.update(self.task, completed=step.step, description="training", figures=figures)
+        elapsed = time.perf_counter() - self.began
+        if step.step == 1:
+            self.first_step_ended = elapsed
         every = max(1, self.steps // LINES)
         if not self.console.is_terminal and (step.step % every == 0 or step.step in (1, self.steps)):
-            elapsed = time.perf_counter() - self.began
-            left = elapsed / step.step * (self.steps - step.step)
-            self.console.print(
-                f"{elapsed:7.1f} s  step {step.step}/{self.steps}  {figures}  {left:,.0f} s left", soft_wrap=True
-            )
+            line = f"{elapsed:7.1f} s  step {step.step}/{self.steps}  {figures}{self._left(step.step, elapsed)}"
+            self.console.print(line, soft_wrap=True)
+
+    def _left(self, step: int, elapsed: float) -> str:
+        """The time left, from the steps after the first, which may have waited for a graph to compile."""
+        if step == 1:
+            return ""
+        seconds = (elapsed - self.first_step_ended) / (step - 1) * (self.steps - step)
+        return f"  {seconds:,.0f} s left"
