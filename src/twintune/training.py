@@ -29,6 +29,7 @@ from twintune.progress import Progress
 from twintune.recipe import Recipe
 from twintune.schedule import row_order, step_count, warmup_steps
 
+FRAMEWORK_MEMORY = "the framework's own buffers come on top, with MindSpore on CPU several GiB"
 PACKAGES = ("torch", "peft", "mindspore", "mindformers", "transformers", "tokenizers", "numpy")
 
 
@@ -197,7 +198,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ),
         ("trainable parameters", f"{run.trainable_parameters:,} (LoRA r {job.lora.r})"),
         ("dropout", _dropout(job)),
-        ("memory, estimated", f"{estimated_memory(run) / 2**30:.2f} GiB"),
+        ("memory, estimated", f"{estimated_memory(run) / 2**30:.2f} GiB of tensors; {FRAMEWORK_MEMORY}"),
         ("output", str(job.output_dir)),
     ]
 
