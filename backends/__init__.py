@@ -84,6 +84,7 @@ class TrainJob:
         output_dir: where the backend writes `adapter/` and what its framework leaves.
         seed: for what only the backend draws (dropout).
         overrides: framework keys laid over what the backend generates; empty for cuda.
+        packed: whether rows hold several conversations, of which none may see another.
     """
 
     model: Path
@@ -100,6 +101,7 @@ class TrainJob:
     dtype: str
     seed: int
     overrides: dict[str, Any]
+    packed: bool = False
 
 
 class Watcher(Protocol):

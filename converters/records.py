@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from twintune.artifacts import new_file
+from twintune.converters.conversation import Conversation, Message, Role
 from twintune.converters.json_records import read_records, shown
 from twintune.errors import raise_collected
 
-Role = Literal["system", "human", "assistant"]
 # MindFormers' role map knows gpt only, the BELLE job's own files say assistant: both are in use.
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -19,22 +18,6 @@ ROLES: dict[str, Role] = {
     "gpt": "assistant",
     "assistant": "assistant",
 }
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Role
-    text: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Human and assistant in turn, after an optional system message; the assistant speaks last."""
-
-    id: str
-    messages: tuple[Message, ...]
 
 
 def to_conversations(path: Path, id_prefix: str = "bellemath") -> list[Conversation]:

@@ -16,17 +16,19 @@ COLUMNS = ("input_ids", "labels")
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation in token ids.
+    """One conversation in token ids, or several packed one after the other.
 
     Attributes:
         input_ids: int32 [length].
         labels: int32 [length], a copy of input_ids that is not shifted, IGNORED where nothing is learned.
-        cut: whether the end was left off.
+        cut: whether data.cutoff_len took something off.
+        lengths: tokens of each conversation, which add up to length; empty means one of them all.
     """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     cut: bool = False
+    lengths: tuple[int, ...] = ()
 
     @property
     def trained_tokens(self) -> int:

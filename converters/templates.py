@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from twintune.converters.records import Conversation, Message
+from twintune.converters.conversation import Conversation, Message
 from twintune.converters.tokenizer import Tokenizer
 from twintune.errors import UserError
 
@@ -18,10 +18,17 @@ CHAT_ROLES = {"system": "system", "human": "user", "assistant": "assistant"}
 
 
 class Segment(NamedTuple):
-    """A stretch of the rendered text, trained or only read."""
+    """A stretch of the rendered text.
+
+    Attributes:
+        text: its characters.
+        trained: whether the model learns to write them, or only reads them.
+        content: whether a record wrote them, and not the template: special tokens in them are plain text.
+    """
 
     text: str
     trained: bool
+    content: bool = False
 
 
 class Template(ABC):

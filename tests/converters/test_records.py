@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from twintune.converters.conversation import Conversation, Message
 from twintune.converters.json_records import read_records
-from twintune.converters.records import Conversation, Message, to_conversations, write_conversations
+from twintune.converters.records import to_conversations, write_conversations
 from twintune.errors import UserError
 
 GOOD = {"instruction": "题目：1+1？", "input": "", "output": "\n由题目可知：2"}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_tokenizers import CHATML_SPECIAL, save_chatml_tokenizer
-from twintune.converters.records import Conversation, Message
+from twintune.converters.conversation import Conversation, Message
 from twintune.converters.rows import IGNORED, make_row
 from twintune.converters.templates import Segment, load_template
 from twintune.converters.tokens import load_tokenizer

@@ -4,7 +4,8 @@ import pytest
 from fastchat.conversation import conv_templates, get_conv_template
 
 from tests.tiny_tokenizers import CHATML, save_chatml_tokenizer
-from twintune.converters.records import Conversation, Message, to_conversations
+from twintune.converters.conversation import Conversation, Message
+from twintune.converters.records import to_conversations
 from twintune.converters.templates import Segment, load_template
 from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError

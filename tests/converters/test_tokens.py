@@ -9,7 +9,7 @@ from tests.tiny_tokenizers import (
     save_fast_twin,
     save_sentencepiece_model,
 )
-from twintune.converters.records import Conversation, Message
+from twintune.converters.conversation import Conversation, Message
 from twintune.converters.rows import make_row
 from twintune.converters.templates import load_template
 from twintune.converters.tokenizer import Tokenizer
