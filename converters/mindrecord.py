@@ -1,77 +1,132 @@
 """Rows as MindRecord, MindSpore's own data file, with the `.db` index that it wants beside it.
 
 Rows keep their own length: they are padded to the compiled length when they are read. MindSpore looks the
-data file up by its base name beside the index, so the folder may be renamed and the file may not.
+data file up by its base name beside the index, so the folder may be renamed and the file may not. Many rows
+become several files, named as MindSpore's FileWriter names its shards; row numbers run on from one to the next.
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from twintune.converters.packing import LENGTHS
 from twintune.converters.rows import COLUMNS, Row
 from twintune.errors import UserError
 
 ROWS_A_CALL = 500  # twice as fast as one at a time
+ROWS_A_SHARD = 50_000
 SMALLEST_PAGE = 32 * 1024  # bytes; MindSpore's own limits, its default makes no file smaller than 50 MB
 LARGEST_PAGE = 256 * 1024 * 1024
 HEADER = 64 * 1024  # bytes; lists the pages, so their number must stay small
 MOST_PAGES = 32
+BYTES_A_ROW = 64  # more than the sizes of its columns and its entry in the index of a page
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write columns input_ids and labels, int32 of any length, to `path` and `path`.db, which must not exist.
+def write_rows(rows: Iterable[Row], path: Path, lengths: Sequence[int] | NDArray[np.int64] | None = None) -> None:
+    """Write columns input_ids and labels, int32 of any length, and for packed rows the lengths in them.
+
+    Up to ROWS_A_SHARD rows become `path`, more become `path`0, `path`1 and so on, each with its index. The same
+    rows always give the same bytes.
+
+    Args:
+        rows: a sequence, or with `lengths` an iterable that need not fit into memory.
+        path: must not exist.
+        lengths: tokens of each row, which decide the layout of a file before its first row is written.
 
     Raises:
         UserError: if rows are missing afterwards: MindSpore drops invalid ones with a mere warning.
     """
-    from mindspore.mindrecord import FileWriter
-
-    writer = FileWriter(str(path), shard_num=1)
-    writer.set_header_size(HEADER)
-    writer.set_page_size(_page_size(rows))
-    writer.add_schema({column: {"type": "int32", "shape": [-1]} for column in COLUMNS}, "rows")
-    for start in range(0, len(rows), ROWS_A_CALL):
-        batch = rows[start : start + ROWS_A_CALL]
-        writer.write_raw_data([{column: getattr(row, column) for column in COLUMNS} for row in batch])
-    writer.commit()
-    if count_rows(path) != len(rows):
+    if lengths is None:
+        rows = list(rows)
+        lengths = [len(row.input_ids) for row in rows]
+    iterator = iter(rows)
+    for number, file in enumerate(_shard_paths(path, -(-len(lengths) // ROWS_A_SHARD))):
+        start = number * ROWS_A_SHARD
+        _write_file(islice(iterator, ROWS_A_SHARD), file, np.asarray(lengths[start : start + ROWS_A_SHARD]))
+    if count_rows(path) != len(lengths):
         raise UserError(
-            f"{path}: the file must hold all {len(rows)} rows, got {count_rows(path)}: "
+            f"{path}: the file must hold all {len(lengths)} rows, got {count_rows(path)}: "
             "MindSpore dropped the others; its log says why"
         )
 
 
+def _write_file(rows: Iterator[Row], path: Path, lengths: NDArray[np.int64]) -> None:
+    from mindspore.mindrecord import FileWriter
+
+    first = next(rows)
+    columns = (*COLUMNS, LENGTHS) if first.lengths else COLUMNS
+    writer = FileWriter(str(path), shard_num=1)
+    writer.set_header_size(HEADER)
+    writer.set_page_size(_page_size(lengths, 4 * len(columns)))
+    writer.add_schema({column: {"type": "int32", "shape": [-1]} for column in columns}, "rows")
+    rows = chain([first], rows)
+    while batch := list(islice(rows, ROWS_A_CALL)):
+        writer.write_raw_data([_record(row, columns) for row in batch])
+    writer.commit()
+
+
+def _record(row: Row, columns: Sequence[str]) -> dict[str, Any]:
+    values = {"input_ids": row.input_ids, "labels": row.labels, LENGTHS: np.array(row.lengths, np.int32)}
+    return {column: values[column] for column in columns}
+
+
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file written by write_rows.
+    """Yield the rows that write_rows wrote to `path` or to its shards.
 
     Raises:
-        UserError: if MindSpore cannot read it.
+        UserError: if MindSpore cannot read them.
     """
     from mindspore.mindrecord import FileReader
 
-    try:
-        reader = FileReader(str(path))
+    for file in shards(path):
         try:
-            for record in reader.get_next():
-                yield Row(record["input_ids"], record["labels"])
-        finally:
-            reader.close()
-    except RuntimeError as error:
-        raise UserError(f"{path}: the rows must be a MindRecord, got: {error}; prepare them again") from None
+            reader = FileReader(str(file))
+            try:
+                for record in reader.get_next():
+                    lengths = tuple(record[LENGTHS].tolist()) if LENGTHS in record else ()
+                    yield Row(record["input_ids"], record["labels"], lengths=lengths)
+            finally:
+                reader.close()
+        except RuntimeError as error:
+            raise UserError(f"{file}: the rows must be a MindRecord, got: {error}; prepare them again") from None
+
+
+def shards(path: Path) -> list[Path]:
+    """The files that write_rows wrote: `path` alone, or its shards in the order of their rows.
+
+    Raises:
+        UserError: if there are none, or one of them is missing.
+    """
+    if path.exists():
+        return [path]
+    numbered = [file for file in path.parent.glob(f"{path.name}*") if file.name.removeprefix(path.name).isdigit()]
+    expected = _shard_paths(path, len(numbered))
+    if len(numbered) < 2 or sorted(numbered) != expected:
+        found = ", ".join(file.name for file in sorted(numbered)) or "nothing"
+        raise UserError(f"{path}: the rows must be one file or all its shards, got {found}; prepare them again")
+    return expected
 
 
 def index_of(path: Path) -> Path:
-    """The index that MindSpore writes beside a MindRecord."""
+    """The index that MindSpore writes beside a MindRecord file."""
     return path.with_name(path.name + ".db")
 
 
 def count_rows(path: Path) -> int:
-    """The number of rows in the index, which is what MindSpore reads by; MindSpore itself is not needed.
+    """The rows in the index of `path` or of its shards, which is what MindSpore reads by; it is not needed itself.
 
     Raises:
-        UserError: if there is no readable index.
+        UserError: if a shard or an index is missing or unreadable.
     """
-    index = index_of(path)
+    return sum(_indexed_rows(index_of(file)) for file in shards(path))
+
+
+def _indexed_rows(index: Path) -> int:
     try:
         connection = sqlite3.connect(f"{index.resolve().as_uri()}?mode=ro", uri=True)
         try:
@@ -83,8 +138,15 @@ def count_rows(path: Path) -> int:
     return int(count)
 
 
-def _page_size(rows: Sequence[Row]) -> int:
+def _shard_paths(path: Path, count: int) -> list[Path]:
+    if count <= 1:
+        return [path]
+    digits = len(str(count - 1))
+    return [path.with_name(f"{path.name}{number:0{digits}}") for number in range(count)]
+
+
+def _page_size(lengths: NDArray[np.int64], bytes_a_token: int) -> int:
     """Bytes of a page: a power of two that holds the longest row twice over and keeps the pages few."""
-    sizes = [row.input_ids.nbytes + row.labels.nbytes for row in rows]
-    wanted = max(SMALLEST_PAGE, 2 * max(sizes), sum(sizes) // MOST_PAGES)
+    sizes = lengths * bytes_a_token + BYTES_A_ROW  # a conversation has a token at least
+    wanted = max(SMALLEST_PAGE, 2 * int(sizes.max()), int(sizes.sum()) // MOST_PAGES)
     return min(1 << (wanted - 1).bit_length(), LARGEST_PAGE)
