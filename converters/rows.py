@@ -2,16 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twintune.converters.templates import Segment
-from twintune.converters.tokenizer import Tokenizer
+from twintune.converters.tokenizer import Encoding, Span, Tokenizer
 from twintune.errors import UserError
 
 IGNORED = -100
 COLUMNS = ("input_ids", "labels")
+TruncationStrategy = Literal["right", "left", "delete"]
+
+
+class TooLong(UserError):
+    """A conversation of more than data.cutoff_len tokens where data.truncation_strategy is delete."""
 
 
 @dataclass(frozen=True)
@@ -36,37 +42,140 @@ class Row:
         return int(np.count_nonzero(self.labels[1:] != IGNORED))
 
 
-def make_row(segments: Sequence[Segment], tokenizer: Tokenizer, add_special_tokens: bool, cutoff_len: int) -> Row:
+def make_row(
+    segments: Sequence[Segment],
+    tokenizer: Tokenizer,
+    add_special_tokens: bool,
+    cutoff_len: int,
+    truncation_strategy: TruncationStrategy = "right",
+    split_special_tokens: bool = True,
+) -> Row:
     """Tokenize the joined text once and label by character offsets.
 
     A token is trained if at least one of its characters is; so is the one that straddles the start of an
-    answer, such as SentencePiece's "▁answer", which holds the space before it. Rows above `cutoff_len` tokens
-    lose their end.
+    answer, such as SentencePiece's "▁answer", which holds the space before it.
+
+    Args:
+        segments: what a template rendered.
+        tokenizer: of the model.
+        add_special_tokens: whether the tokenizer adds its own, as the template says.
+        cutoff_len: tokens of the longest row.
+        truncation_strategy: what a longer one loses: its end (right), its start but for the bos (left), or
+            itself (delete).
+        split_special_tokens: whether a special token that a record spells is plain text.
 
     Raises:
+        TooLong: if a row is to be deleted.
         UserError: if no label is left to train, or the pad token occurs.
     """
-    encoding = tokenizer.encode("".join(segment.text for segment in segments), add_special_tokens)
-    input_ids = np.array(encoding.ids[:cutoff_len], dtype=np.int32)
-    trained = _trained_tokens(segments, encoding.offsets)[:cutoff_len]
-    row = Row(input_ids, np.where(trained, input_ids, np.int32(IGNORED)), cut=len(encoding.ids) > cutoff_len)
+    encoding = encode_segments(segments, tokenizer, add_special_tokens, split_special_tokens)
+    whole = encoding.ids
+    kept = _kept(whole, tokenizer, cutoff_len, truncation_strategy)
+    input_ids = whole[kept]
+    trained = _trained_tokens(segments, encoding.offsets)[kept]
+    labels = np.where(trained, input_ids, np.int32(IGNORED))
+    row = Row(input_ids, labels, cut=len(whole) > cutoff_len)
     if not row.trained_tokens:
         raise UserError(
-            "at least one token must be trained, got none: the answer begins beyond data.cutoff_len"
-            f" {cutoff_len} of {len(encoding.ids)} tokens; raise data.cutoff_len or remove the record"
+            "at least one token must be trained, got none: the answer lies beyond data.cutoff_len"
+            f" {cutoff_len} of {len(whole)} tokens; raise data.cutoff_len or remove the record"
         )
-    if tokenizer.pad_token_id in row.input_ids:
-        raise UserError(
-            f"the pad token must not occur in a row, because MindFormers hides it wherever it stands, got "
-            f"{tokenizer.pad.value!r} at token {int(np.argmax(input_ids == tokenizer.pad_token_id)) + 1}; "
-            "name a token that never occurs as model.pad_token"
-        )
+    _refuse_pad(row, tokenizer)
     return row
 
 
-def _trained_tokens(segments: Sequence[Segment], offsets: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
-    lengths = [len(segment.text) for segment in segments]
-    trained = np.repeat([segment.trained for segment in segments], lengths)
-    before = np.concatenate([[0], np.cumsum(trained)])  # trained characters before each character
-    bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-    return np.asarray(before[bounds[:, 1]] > before[bounds[:, 0]])
+def encode_segments(
+    segments: Sequence[Segment], tokenizer: Tokenizer, add_special_tokens: bool, split_special_tokens: bool = True
+) -> Encoding:
+    """Encode the joined text; special tokens that a record spells are plain text if `split_special_tokens`.
+
+    Raises:
+        UserError: if the tokenizer cannot keep them apart.
+    """
+    text = "".join([segment.text for segment in segments])
+    if not split_special_tokens:
+        return tokenizer.encode(text, add_special_tokens)
+    stretches = _template_stretches(segments)
+    # The usual case: no record spells a special token, nor a part of one that the template's words complete.
+    if all(_within(span, stretches) for span in tokenizer.special_spans(text)):
+        encoding = tokenizer.encode(text, add_special_tokens)
+        if not _special_token_of_a_record(encoding, tokenizer, stretches):
+            return encoding
+    spans = [
+        (start + first, start + last)
+        for start, end in stretches
+        for first, last in tokenizer.special_spans(text[start:end])
+    ]
+    encoding = tokenizer.encode(text, add_special_tokens, spans)
+    if found := _special_token_of_a_record(encoding, tokenizer, stretches):
+        raise UserError(
+            f"a record's text must stay plain text, got {found!r}, which {tokenizer.source} can only read as a "
+            "special token; remove it or set data.split_special_tokens to false"
+        )
+    return encoding
+
+
+def _template_stretches(segments: Sequence[Segment]) -> list[Span]:
+    """Where the template's words stand in the joined text, neighbours as one."""
+    stretches: list[Span] = []
+    place = 0
+    for segment in segments:
+        end = place + len(segment.text)
+        if not segment.content:
+            joined = bool(stretches) and stretches[-1][1] == place
+            stretches[-1 if joined else len(stretches) :] = [(stretches[-1][0] if joined else place, end)]
+        place = end
+    return stretches
+
+
+def _within(span: Span, stretches: Sequence[Span]) -> bool:
+    return any(start <= span[0] and span[1] <= end for start, end in stretches)
+
+
+def _special_token_of_a_record(encoding: Encoding, tokenizer: Tokenizer, stretches: Sequence[Span]) -> str | None:
+    """The text that became a special token outside the template's words, as a normalizer can make of "＜/s＞"."""
+    for place in np.flatnonzero(tokenizer.is_special[encoding.ids]):
+        first, last = encoding.offsets[place].tolist()
+        if first < last and not _within((first, last), stretches):
+            return next(text for text, number in tokenizer.special_tokens.items() if number == encoding.ids[place])
+    return None
+
+
+def _kept(
+    whole: NDArray[np.int32], tokenizer: Tokenizer, cutoff_len: int, strategy: TruncationStrategy
+) -> slice | list[int]:
+    length = len(whole)
+    if length <= cutoff_len:
+        return slice(None)
+    if strategy == "delete":
+        raise TooLong(
+            f"a conversation must have at most data.cutoff_len {cutoff_len} tokens, got {length}, and "
+            "data.truncation_strategy is delete; raise data.cutoff_len to keep it"
+        )
+    if strategy == "right":
+        return slice(cutoff_len)
+    if whole[0] == tokenizer.bos_token_id:
+        return [0, *range(length - cutoff_len + 1, length)]
+    return slice(length - cutoff_len, None)
+
+
+def _refuse_pad(row: Row, tokenizer: Tokenizer) -> None:
+    places = np.flatnonzero(row.input_ids == tokenizer.pad_token_id)
+    if len(places):
+        raise UserError(
+            f"the pad token must not occur in a row, because MindFormers hides it wherever it stands, got "
+            f"{tokenizer.pad.value!r} at token {places[0] + 1}; "
+            "name a token that never occurs as model.pad_token"
+        )
+
+
+def _trained_tokens(segments: Sequence[Segment], offsets: NDArray[np.int32]) -> NDArray[np.bool_]:
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    trained = np.zeros(len(offsets), np.bool_)
+    place = 0
+    for segment in segments:
+        end = place + len(segment.text)
+        if segment.trained:
+            trained |= (starts < end) & (ends > place) & (starts < ends)
+        place = end
+    return trained

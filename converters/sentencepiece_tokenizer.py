@@ -1,12 +1,17 @@
 """A bare SentencePiece model behind our interface, read without transformers."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from twintune.converters.tokenizer import Encoding, Tokenizer, Vocabulary
+import numpy as np
+from numpy.typing import NDArray
+
+from twintune.converters.tokenizer import Encoding, Span, Tokenizer, Vocabulary
 from twintune.errors import UserError
+
+SPACE = "▁"  # what SentencePiece writes for a space
+NO_TOKENS = Encoding(np.zeros(0, np.int32), np.zeros((0, 2), np.int32))
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -16,38 +21,52 @@ class SentencePieceTokenizer(Tokenizer):
     transformers' LlamaTokenizer does in its legacy mode, which LLaMA's published tokenizers use.
     """
 
-    has_chat_template = False
-
-    def __init__(self, source: Path, model: Any, pad_token: str | None) -> None:
+    def __init__(self, source: Path, model: Any, pad_token: str | None, added_tokens: Sequence[str] = ()) -> None:
         pieces = [model.id_to_piece(number) for number in range(model.get_piece_size())]
+        ids = {piece: number for number, piece in enumerate(pieces)}
+        for token in added_tokens:
+            ids.setdefault(token, len(ids))
         special_ids = {
             piece: number for number, piece in enumerate(pieces) if model.is_control(number) or model.is_unknown(number)
-        }
+        } | {token: ids[token] for token in added_tokens}
         tasks = {"bos": model.bos_id(), "eos": model.eos_id(), "pad": model.pad_id(), "unk": model.unk_id()}
         by_task = {task: pieces[number] if number >= 0 else None for task, number in tasks.items()}
-        ids = {piece: number for number, piece in enumerate(pieces)}
         super().__init__(source, Vocabulary(ids, special_ids, **by_task), pad_token)
         self._model = model
-        self._splitter = re.compile("(" + "|".join(map(re.escape, special_ids)) + ")")
+        self._letters = [_letters(model, number, piece) for number, piece in enumerate(pieces)]
+        self._sizes = np.array([len(letters) for letters in self._letters], np.int32)
 
-    def encode(self, text: str, add_special_tokens: bool) -> Encoding:
+    def encode(self, text: str, add_special_tokens: bool, special_spans: Sequence[Span] | None = None) -> Encoding:
         """See Tokenizer."""
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
+        encodings = []
         if add_special_tokens and self._model.bos_id() >= 0:
-            ids.append(self._model.bos_id())
-            offsets.append((0, 0))
-        start = 0
-        for stretch in self._splitter.split(text):
-            if stretch in self.special_tokens:
-                ids.append(self.special_tokens[stretch])
-                offsets.append((start, start + len(stretch)))
-            elif stretch:
-                mapping = self._model.encode(stretch, return_type="offset_mapping")
-                ids.extend(mapping["ids"])
-                offsets.extend(_with_characters(mapping["offsets"], start))
-            start += len(stretch)
-        return Encoding(ids, offsets)
+            encodings.append(_one_token(self._model.bos_id(), 0, 0))
+        spans = self.special_spans(text) if special_spans is None else special_spans
+        for first, last, special in _stretches(spans, len(text)):
+            if special:
+                encodings.append(_one_token(self.special_tokens[text[first:last]], first, last))
+            else:
+                ids, offsets = self._encode_stretch(text[first:last])
+                encodings.append(Encoding(ids, offsets + np.int32(first)))
+        return Encoding(
+            np.concatenate([NO_TOKENS.ids, *(encoding.ids for encoding in encodings)]),
+            np.concatenate([NO_TOKENS.offsets, *(encoding.offsets for encoding in encodings)]),
+        )
+
+    def _encode_stretch(self, text: str) -> Encoding:
+        """Encode plain text; SentencePiece's own offsets take longer than its ids, so we count letters.
+
+        That holds where the pieces spell the text byte by byte; a model that normalizes text is asked instead.
+        """
+        numbers: list[int] = self._model.encode(text)
+        ids = np.array(numbers, np.int32)
+        spelled = b"".join(map(self._letters.__getitem__, numbers))
+        written = text.replace(" ", SPACE).encode()
+        prefix = len(spelled) - len(written)
+        if prefix in (0, len(SPACE.encode())) and spelled == SPACE.encode()[:prefix] + written:
+            return Encoding(ids, _character_offsets(self._sizes[ids], written, prefix))
+        mapping = self._model.encode(text, return_type="offset_mapping")
+        return Encoding(ids, _with_characters(mapping["offsets"], len(text)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Tokenizer."""
@@ -55,13 +74,11 @@ class SentencePieceTokenizer(Tokenizer):
         text: str = self._model.decode([int(number) for number in ids if number not in special])
         return text
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """See Tokenizer: never called, as has_chat_template is False."""
-        raise NotImplementedError
 
-
-def load_sentencepiece_tokenizer(file: Path, pad_token: str | None) -> SentencePieceTokenizer:
-    """Load a SentencePiece model file.
+def load_sentencepiece_tokenizer(
+    file: Path, pad_token: str | None, added_tokens: Sequence[str] = ()
+) -> SentencePieceTokenizer:
+    """Load a SentencePiece model file; `added_tokens` become special tokens after its last id.
 
     Raises:
         UserError: if it is none.
@@ -72,17 +89,51 @@ def load_sentencepiece_tokenizer(file: Path, pad_token: str | None) -> SentenceP
         model = SentencePieceProcessor(model_file=str(file))
     except (OSError, RuntimeError) as error:
         raise UserError(f"{file}: the tokenizer must be a SentencePiece model, got: {error}") from None
-    return SentencePieceTokenizer(file, model, pad_token)
+    return SentencePieceTokenizer(file, model, pad_token, added_tokens)
 
 
-def _with_characters(offsets: Sequence[tuple[int, int]], start: int) -> list[tuple[int, int]]:
-    """Shift by `start`; pieces without characters (a leading space, a lone byte) get the next character."""
-    shifted = []
-    following = (0, 0)
-    for first, last in reversed(offsets):
+def _letters(model: Any, number: int, piece: str) -> bytes:
+    """The UTF-8 bytes that a piece stands for, spaces as SentencePiece writes them."""
+    return bytes([int(piece[3:-1], 16)]) if model.is_byte(number) else piece.encode()
+
+
+def _one_token(number: int, first: int, last: int) -> Encoding:
+    return Encoding(np.array([number], np.int32), np.array([[first, last]], np.int32))
+
+
+def _stretches(spans: Sequence[Span], length: int) -> Iterator[tuple[int, int, bool]]:
+    """The spans and what lies between them, as first and last + 1 character and whether it is a span."""
+    done = 0
+    for first, last in spans:
+        if done < first:
+            yield done, first, False
+        yield first, last, True
+        done = last
+    if done < length:
+        yield done, length, False
+
+
+def _character_offsets(sizes: NDArray[np.int32], written: bytes, prefix: int) -> NDArray[np.int32]:
+    """Character offsets of pieces of `sizes` bytes that spell `written` after a prefix of so many bytes.
+
+    A byte within a character stands for the whole of it, a piece of the prefix alone for the first character.
+    """
+    ends = np.cumsum(sizes) - prefix
+    starts = np.maximum(ends - sizes, 0)
+    lead = (np.frombuffer(written, np.uint8) & 0xC0) != 0x80
+    before = np.cumsum(lead) - 1  # the character of each byte
+    offsets = np.stack([before[starts], before[np.maximum(ends, 1) - 1] + 1], axis=1)
+    return offsets.astype(np.int32)
+
+
+def _with_characters(offsets: Sequence[Span], length: int) -> NDArray[np.int32]:
+    """Offsets in which pieces without characters (a leading space, a lone byte) get the next character."""
+    found = np.array(offsets, np.int32).reshape(-1, 2)
+    following = (max(length - 1, 0), length)
+    for place in range(len(found) - 1, -1, -1):
+        first, last = found[place]
         if first < last:
-            following = (first + start, first + start + 1)
-            shifted.append((first + start, last + start))
+            following = (first, first + 1)
         else:
-            shifted.append(following)
-    return shifted[::-1]
+            found[place] = following
+    return found

@@ -1,20 +1,23 @@
-"""Conversations to text: a FastChat template by name, or the tokenizer's own chat template.
+"""Conversations to text: a FastChat template by name, or jinja: the tokenizer's own, ChatML, the recipe's.
 
-The text is rendered turn by turn, so that it is known which characters the model must learn to write.
-Prompts at generation time come from the same renderer.
+It is known of every character whether the template or a record wrote it, and whether the model must learn to
+write it. Prompts at generation time come from the same renderer.
 """
 
 import difflib
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from twintune.converters.conversation import Conversation, Message
+from twintune.converters.conversation import Conversation, Message, Role
+from twintune.converters.fastchat_templates import FastChatRenderer, fastchat_names
+from twintune.converters.jinja_templates import CHATML, JinjaRenderer, is_jinja
+from twintune.converters.skeletons import Renderer, Skeleton, make_skeleton
 from twintune.converters.tokenizer import Tokenizer
 from twintune.errors import UserError
 
 OWN_TEMPLATE = "tokenizer"
-CHAT_ROLES = {"system": "system", "human": "user", "assistant": "assistant"}
+CHATML_TEMPLATE = "chatml"
+INLINE_TEMPLATE = "the recipe's own text"
 
 
 class Segment(NamedTuple):
@@ -31,166 +34,159 @@ class Segment(NamedTuple):
     content: bool = False
 
 
-class Template(ABC):
-    """One way to write a conversation as text.
+class Template:
+    """One way to write a conversation as text, for one tokenizer.
+
+    Args:
+        renderer: writes the text.
+        tokenizer: whose special tokens may close an answer.
+        system: replaces the template's system prompt, unless a record brings its own.
 
     Attributes:
         name: what data.template says.
         add_special_tokens: whether the tokenizer must add its own bos, because the text does not hold it.
-        stop_token_id: the token that closes an answer; generation stops there.
+        closing: what follows an answer, up to the end of the first special token if there is one.
+        stop_token_id: the special token that ends `closing`; generation stops there.
+        stop_text: where no special token closes an answer, the text at which generation stops.
     """
 
-    name: str
-    add_special_tokens: bool
-
-    def __init__(self, name: str, tokenizer: Tokenizer, system: str | None) -> None:
-        self.name = name
-        self._tokenizer = tokenizer
+    def __init__(self, renderer: Renderer, tokenizer: Tokenizer, system: str | None) -> None:
+        self.name = renderer.name
+        self.add_special_tokens = renderer.add_special_tokens
+        self._renderer = renderer
+        self._special_tokens = list(tokenizer.special_tokens)
         self._system = system
-        probe = Conversation("probe", (Message("human", "question"), Message("assistant", "answer")))
-        closing = self.segments(probe)[1].text.removeprefix("answer")
-        self.stop_token_id = tokenizer.special_tokens[_first_special(closing, tokenizer)]
+        self._skeletons: dict[tuple[tuple[Role, ...], bool], Skeleton] = {}
+        probe = self._with_system([Message("human", ""), Message("assistant", "")])
+        self.closing = self._skeleton(probe, answer_next=False).slots[-1].closing
+        spans = tokenizer.special_spans(self.closing)
+        self.stop_token_id = tokenizer.special_tokens[self.closing[slice(*spans[0])]] if spans else None
+        # The space at the end may become a part of the next token, which is not written any more.
+        self.stop_text = None if spans else self.closing.rstrip() or self.closing
 
-    @abstractmethod
-    def _render(self, messages: Sequence[Message], answer_next: bool) -> str:
-        """The whole text of `messages`, and the opening of the assistant's turn if `answer_next`."""
-
-    def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The text up to where the assistant must write its answer to the last of `messages`.
+    def prompt_segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """The text up to where the assistant must write its answer to the last of `messages`, none of it trained.
 
         Raises:
             UserError: if the template leaves out or changes the text of a message.
         """
         messages = self._with_system(messages)
-        prompt = self._render(messages, answer_next=True)
-        for message in messages:
-            if message.text.strip() not in prompt:
-                raise self._unfit(
-                    f"must keep each message as it is, got the {message.role} message changed or left out"
-                )
-        return prompt
+        skeleton, contents = self._fill(messages, answer_next=True)
+        segments = []
+        for slot, content in zip(skeleton.slots, contents, strict=True):
+            segments += [Segment(slot.opening, False), Segment(content, False, content=True)]
+        return [segment for segment in (*segments, Segment(skeleton.tail, False)) if segment.text]
 
-    def segments(self, conversation: Conversation) -> list[Segment]:
-        """Cut the rendered text into what is read and what is trained; joined they are the whole text.
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The joined text of `prompt_segments`."""
+        return "".join(segment.text for segment in self.prompt_segments(messages))
 
-        Trained is each answer and its closing up to the end of the first special token (</s>, <|im_end|>).
-        Where the template trims an answer, what it printed is trained.
+    def segments(
+        self, conversation: Conversation, mask_history: bool = False, train_on_prompt: bool = False
+    ) -> list[Segment]:
+        """Cut the rendered text into what the template and the record wrote; joined they are the whole text.
+
+        Trained is each answer, as the template prints it, and its closing.
+
+        Args:
+            conversation: what to render. A message's own `trained` has the last word about the message.
+            mask_history: train the last answer only.
+            train_on_prompt: train the template's words and the other messages as well.
 
         Raises:
-            UserError: if the template rewrites earlier turns, changes a message or never closes an answer.
+            UserError: if both are asked for, no message is trained, or the template rewrites earlier turns,
+                leaves out or changes a message, or never closes an answer.
         """
-        segments: list[Segment] = []
-        done = ""
-        messages = conversation.messages
-        for number, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            prompt = self.prompt_text(messages[:number])
-            text = self._render(self._with_system(messages[: number + 1]), answer_next=False)
-            if not (prompt.startswith(done) and text.startswith(prompt)):
-                raise self._unfit("must only append to earlier turns, got one that rewrites them")
-            start, end = self._answer_bounds(text, len(prompt), message.text)
-            read_from = sum(len(segment.text) for segment in segments)
-            segments += [Segment(text[read_from:start], False), Segment(text[start:end], True)]
-            done = text
-        written = sum(len(segment.text) for segment in segments)
-        return [*segments, Segment(done[written:], False)]
+        if mask_history and train_on_prompt:
+            raise UserError(
+                "data.mask_history must be false where data.train_on_prompt is true, got both; choose one of them"
+            )
+        messages = self._with_system(conversation.messages)
+        skeleton, contents = self._fill(messages, answer_next=False)
+        trained = _trained_messages(messages, mask_history, train_on_prompt)
+        segments = []
+        for slot, content, learned in zip(skeleton.slots, contents, trained, strict=True):
+            segments += [
+                Segment(slot.opening, train_on_prompt),
+                Segment(content, learned, content=True),
+                Segment(slot.closing, learned),
+            ]
+        return [segment for segment in (*segments, Segment(skeleton.tail, train_on_prompt)) if segment.text]
 
-    def _answer_bounds(self, text: str, opened: int, answer: str) -> tuple[int, int]:
-        """First and last + 1 character that is trained, in `text` whose answer's turn opens at `opened`."""
-        start = text.find(answer, opened)
-        if start < 0:
-            answer = answer.strip()
-            start = text.find(answer, opened)
-        if start < 0 or text[opened:start].strip():
-            raise self._unfit(
-                "must write the assistant message as it is after the prompt, got "
-                f"{text[opened:][:60]!r} for the message {answer[:40]!r}"
+    def _fill(self, messages: Sequence[Message], answer_next: bool) -> tuple[Skeleton, list[str]]:
+        """The template's words for `messages`, and the text of each as it is printed between them."""
+        skeleton = self._skeleton(messages, answer_next)
+        pieces, contents = [], []
+        for slot, message in zip(skeleton.slots, messages, strict=True):
+            content = slot.printed(message.text)
+            contents.append(content)
+            pieces += [slot.opening, content, slot.closing]
+        rendered = self._renderer.render(messages, answer_next)
+        if "".join(pieces) + skeleton.tail != rendered:
+            changed = [
+                message.role for message, content in zip(messages, contents, strict=True) if content not in rendered
+            ]
+            raise self._renderer.unfit(
+                f"must keep each message as it is, got the {changed[0] if changed else 'text around a'} message "
+                "changed or left out"
             )
-        closing_at = start + len(answer)
-        special = _first_special(text[closing_at:], self._tokenizer)
-        if not special:
-            raise self._unfit(
-                "must close an answer with a special token of this tokenizer, at which the model can stop, "
-                f"got {text[closing_at:]!r}, which is plain text to {self._tokenizer.source}; "
-                "use data.template: tokenizer, or a template made for this model"
-            )
-        return start, text.index(special, closing_at) + len(special)
+        return skeleton, contents
+
+    def _skeleton(self, messages: Sequence[Message], answer_next: bool) -> Skeleton:
+        key = (tuple([message.role for message in messages]), answer_next)
+        if key not in self._skeletons:
+            self._skeletons[key] = make_skeleton(self._renderer, key[0], self._special_tokens, answer_next)
+        return self._skeletons[key]
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self._system and messages[0].role != "system":
             return [Message("system", self._system), *messages]
         return messages
 
-    def _unfit(self, problem: str) -> UserError:
-        return UserError(f"data.template: {self.name!r} {problem}")
-
-
-class FastChatTemplate(Template):
-    """A template of fastchat.conversation; the tokenizer adds its own special tokens around the text."""
-
-    add_special_tokens = True
-
-    def _render(self, messages: Sequence[Message], answer_next: bool) -> str:
-        from fastchat.conversation import get_conv_template
-
-        chat = get_conv_template(self.name)
-        if messages[0].role == "system":
-            chat.set_system_message(messages[0].text)
-            messages = messages[1:]
-        human, assistant = chat.roles[:2]  # one template names a third, the system
-        for message in messages:
-            chat.append_message(human if message.role == "human" else assistant, message.text)
-        if answer_next:
-            chat.append_message(assistant, None)
-        try:
-            text: str = chat.get_prompt()
-        except ValueError:
-            # FastChat also names services (chatgpt, bard), which take messages and no text.
-            raise self._unfit("must write a conversation as text, got the name of a service") from None
-        return text
-
-
-class TokenizerTemplate(Template):
-    """The tokenizer's own chat template, which writes the special tokens itself."""
-
-    add_special_tokens = False
-
-    def _render(self, messages: Sequence[Message], answer_next: bool) -> str:
-        from jinja2 import TemplateError
-
-        turns = [{"role": CHAT_ROLES[message.role], "content": message.text} for message in messages]
-        try:
-            return self._tokenizer.apply_chat_template(turns, answer_next)
-        except TemplateError as error:
-            raise self._unfit(f"must accept the messages, got its refusal: {error}") from None
-
 
 def load_template(name: str, tokenizer: Tokenizer, system: str | None = None) -> Template:
-    """The template that data.template names.
+    """The template that data.template names: `tokenizer`, `chatml`, a FastChat name, or a jinja text itself.
 
     `system` replaces its system prompt, unless a record brings its own.
 
     Raises:
         UserError: for an unknown name, a tokenizer without chat template, or a template it cannot use.
     """
-    from fastchat.conversation import conv_templates
+    return Template(_renderer(name, tokenizer), tokenizer, system)
 
+
+def _renderer(name: str, tokenizer: Tokenizer) -> Renderer:
+    if is_jinja(name):
+        return JinjaRenderer(INLINE_TEMPLATE, name, tokenizer.named_tokens)
+    if name == CHATML_TEMPLATE:
+        return JinjaRenderer(name, CHATML, tokenizer.named_tokens, add_special_tokens=True)
     if name == OWN_TEMPLATE:
-        if not tokenizer.has_chat_template:
+        if tokenizer.chat_template is None:
             raise UserError(
                 f"data.template: {name!r} must find a chat template in {tokenizer.source}, got none; "
                 "name a FastChat template such as vicuna_v1.1"
             )
-        return TokenizerTemplate(name, tokenizer, system)
-    if name not in conv_templates:
-        close = difflib.get_close_matches(name, [OWN_TEMPLATE, *conv_templates], n=3)
+        return JinjaRenderer(name, tokenizer.chat_template, tokenizer.named_tokens)
+    known = [OWN_TEMPLATE, CHATML_TEMPLATE, *fastchat_names()]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see fastchat.conversation.conv_templates"
-        raise UserError(f"data.template: must be {OWN_TEMPLATE!r} or a FastChat template's name, got {name!r}; {hint}")
-    return FastChatTemplate(name, tokenizer, system)
+        raise UserError(
+            f"data.template: must be {OWN_TEMPLATE!r}, {CHATML_TEMPLATE!r}, a FastChat template's name or a jinja "
+            f"text, got {name!r}; {hint}"
+        )
+    return FastChatRenderer(name)
 
 
-def _first_special(text: str, tokenizer: Tokenizer) -> str:
-    """The first special token in `text`, the longest where several start there; empty if there is none."""
-    found = [(text.index(token), -len(token), token) for token in tokenizer.special_tokens if token in text]
-    return min(found)[2] if found else ""
+def _trained_messages(messages: Sequence[Message], mask_history: bool, train_on_prompt: bool) -> list[bool]:
+    answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
+    wanted = set(range(len(messages)) if train_on_prompt else answers[-1:] if mask_history else answers)
+    trained = [
+        number in wanted if message.trained is None else message.trained for number, message in enumerate(messages)
+    ]
+    if not any(trained):
+        raise UserError(
+            "at least one message must be trained, got none: "
+            + ("every answer's own weight says no" if answers else "there is no answer")
+        )
+    return trained

@@ -1,19 +1,30 @@
 """What twintune asks of a tokenizer, and the rules for its eos and pad."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from twintune.backends import Choice
 from twintune.errors import UserError
 
+Span = tuple[int, int]  # first and last + 1 character
+
 
 class Encoding(NamedTuple):
-    """Token ids, and for each the first and last + 1 character of the text it stands for."""
+    """A text's tokens.
 
-    ids: list[int]
-    offsets: list[tuple[int, int]]
+    Attributes:
+        ids: int32 [tokens].
+        offsets: int32 [tokens, 2], the first and last + 1 character that each token stands for.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int32]
 
 
 class Vocabulary(NamedTuple):
@@ -28,43 +39,58 @@ class Vocabulary(NamedTuple):
 
 
 class Tokenizer(ABC):
-    """Text to token ids with character offsets, and back.
+    """Text to token ids with character offsets, and back. Can be pickled, and read without transformers then.
 
     Attributes:
         source: the folder or file it was read from.
         special_tokens: text to id of the tokens that are never split: bos, eos, a chat's turn marks.
+        is_special: bool [vocab_size], whether an id is that of a special token other than unk.
         vocab_size: one more than the largest id.
+        bos_token_id: opens a text, if the tokenizer has one.
         eos_token_id: where the model stops.
+        unk_token_id: stands for what the vocabulary lacks, if the tokenizer has one.
         pad_token_id: fills batches, and occurs in no row.
         pad: the text of the pad token, with the reason it was chosen.
-        has_chat_template: whether apply_chat_template can be called.
+        chat_template: the tokenizer's own chat template as jinja text, if it has one.
+        named_tokens: what a chat template may write by name: bos_token, eos_token and the like.
     """
 
-    has_chat_template: bool
-
-    def __init__(self, source: Path, vocabulary: Vocabulary, pad_token: str | None) -> None:
+    def __init__(
+        self, source: Path, vocabulary: Vocabulary, pad_token: str | None, chat_template: str | None = None
+    ) -> None:
         self.source = source
-        self.special_tokens = vocabulary.special_ids
+        self.special_tokens = dict(vocabulary.special_ids)
         self.vocab_size = 1 + max(vocabulary.ids.values())
+        self.bos_token_id = vocabulary.ids.get(vocabulary.bos) if vocabulary.bos else None
         self.eos_token_id = _require_eos(source, vocabulary)
+        self.unk_token_id = vocabulary.ids.get(vocabulary.unk) if vocabulary.unk else None
+        self.is_special = np.zeros(self.vocab_size, np.bool_)
+        self.is_special[[number for number in self.special_tokens.values() if number != self.unk_token_id]] = True
         self.pad = _choose_pad(source, vocabulary, pad_token)
         self.pad_token_id = vocabulary.ids[self.pad.value]
+        self.chat_template = chat_template
+        tasks = {name: getattr(vocabulary, name) for name in ("bos", "eos", "unk", "pad")}
+        self.named_tokens = {f"{name}_token": token for name, token in tasks.items() if token is not None}
+        self._special_pattern = re.compile("|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True))))
 
     @abstractmethod
-    def encode(self, text: str, add_special_tokens: bool) -> Encoding:
-        """Encode; special tokens written in the text are found, added ones have empty offsets."""
+    def encode(self, text: str, add_special_tokens: bool, special_spans: Sequence[Span] | None = None) -> Encoding:
+        """Encode; the tokens that `add_special_tokens` adds have empty offsets.
+
+        Special tokens stand where `special_spans` says, whatever else the text spells is plain text; None takes
+        each that the text spells.
+
+        Raises:
+            UserError: if the text holds what this tokenizer needs to keep special and plain tokens apart.
+        """
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens left out."""
 
-    @abstractmethod
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """Render messages of `role` and `content` with the tokenizer's own template.
-
-        Raises:
-            jinja2.TemplateError: where the template refuses the messages.
-        """
+    def special_spans(self, text: str) -> list[Span]:
+        """Where the text spells a special token, the longest where several start."""
+        return [match.span() for match in self._special_pattern.finditer(text)] if self.special_tokens else []
 
 
 def _require_eos(source: Path, vocabulary: Vocabulary) -> int:

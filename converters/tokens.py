@@ -1,5 +1,6 @@
 """The tokenizer of a model folder: a Hugging Face fast tokenizer, or SentencePiece alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from twintune.artifacts import sha256_file, sha256_json
@@ -21,21 +22,27 @@ OTHER_FILES = (
 )
 
 
-def load_tokenizer(path: Path, pad_token: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
+def load_tokenizer(
+    path: Path, pad_token: str | None = None, trust_remote_code: bool = False, added_tokens: Sequence[str] = ()
+) -> Tokenizer:
     """Load a model folder's tokenizer, or a SentencePiece model file.
 
     A folder with tokenizer.json or tokenizer_config.json is read by transformers, one with tokenizer.model
-    only by SentencePiece.
+    only by SentencePiece. Each of `added_tokens` becomes a special token: under its own id if the vocabulary
+    has it, else after the largest.
 
     Raises:
-        UserError: if there is no tokenizer, it cannot be read, has no eos, or no token can be its pad.
+        UserError: if there is no tokenizer, it cannot be read, has no eos, no token can be its pad, or a
+            token to add is empty.
     """
+    if not all(token.strip() for token in added_tokens):
+        raise UserError(f"model.added_tokens must be texts that are not empty, got {list(added_tokens)!r}")
     if path.is_file():
-        return load_sentencepiece_tokenizer(path, pad_token)
+        return load_sentencepiece_tokenizer(path, pad_token, added_tokens)
     if any((path / name).is_file() for name in FAST_FILES):
-        return load_fast_tokenizer(path, pad_token, trust_remote_code)
+        return load_fast_tokenizer(path, pad_token, trust_remote_code, added_tokens)
     if (path / SENTENCEPIECE_FILE).is_file():
-        return load_sentencepiece_tokenizer(path / SENTENCEPIECE_FILE, pad_token)
+        return load_sentencepiece_tokenizer(path / SENTENCEPIECE_FILE, pad_token, added_tokens)
     raise UserError(
         f"{path}: model.name_or_path must hold a tokenizer ({', '.join((*FAST_FILES, SENTENCEPIECE_FILE))}), "
         "got none; copy the tokenizer's files there"

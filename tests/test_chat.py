@@ -60,7 +60,7 @@ def test_flags_are_the_last_word(model: Path, adapter: Path) -> None:
     raw = load_chat(str(model), adapter, template="none")
     assert raw.choices["template"] == Choice("none", "as asked")
     tokenizer = load_tokenizer(model)
-    assert raw.prompt_ids(QUESTION) == tokenizer.encode(QUESTION, add_special_tokens=True).ids
+    assert raw.prompt_ids(QUESTION) == tokenizer.encode(QUESTION, add_special_tokens=True).ids.tolist()
 
 
 def test_a_chat_template_of_the_tokenizer_is_used(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import get_args
 from twintune.backends import Choice, choose_backend, load_backend
 from twintune.converters.adapter import read_adapter_config
 from twintune.converters.conversation import Message
+from twintune.converters.rows import encode_segments
 from twintune.converters.templates import OWN_TEMPLATE, Template, load_template
 from twintune.converters.tokenizer import Tokenizer
 from twintune.converters.tokens import load_tokenizer
@@ -38,9 +39,12 @@ class Chat:
     def prompt_ids(self, question: str) -> list[int]:
         """The token ids of a question, through the opening of the answer."""
         if self.template is None:
-            return list(self.tokenizer.encode(question, True).ids)
-        text = self.template.prompt_text([Message("human", question)])
-        return list(self.tokenizer.encode(text, self.template.add_special_tokens).ids)
+            encoding = self.tokenizer.encode(question, True)
+        else:
+            segments = self.template.prompt_segments([Message("human", question)])
+            encoding = encode_segments(segments, self.tokenizer, self.template.add_special_tokens)
+        ids: list[int] = encoding.ids.tolist()
+        return ids
 
     def answer(self, questions: Sequence[str], sampling: Sampling, on_text: OnText | None = None) -> list[list[str]]:
         """`sampling.num_return_sequences` answers for each question.
@@ -70,7 +74,7 @@ def load_chat(
         backend: auto, cuda or ascend.
         device: auto, cpu, cuda or npu.
         dtype: auto, float32, bfloat16 or float16.
-        template: a FastChat name, `tokenizer`, or `none` for prompts as they stand.
+        template: a FastChat name, `tokenizer`, `chatml`, a jinja text, or `none` for prompts as they stand.
         system: replaces the template's own system prompt.
         batch_size: answers that are decoded together.
 
@@ -93,11 +97,14 @@ def load_chat(
     rendering = None
     if name.value != RAW:
         rendering = load_template(name.value, tokenizer, system or (recipe.data.system if recipe else None))
-    stops = {tokenizer.eos_token_id} | ({rendering.stop_token_id} if rendering else set())
+    stops = {tokenizer.eos_token_id}
+    if rendering is not None and rendering.stop_token_id is not None:
+        stops.add(rendering.stop_token_id)
     language_model = framework.load_model(
         folder, adapter, pad_token_id=tokenizer.pad_token_id, device=place.value, dtype=kind.value
     )
-    generator = TextGenerator(language_model, tokenizer, sorted(stops), batch_size)
+    stop_text = rendering.stop_text if rendering else None
+    generator = TextGenerator(language_model, tokenizer, sorted(stops), batch_size, stop_text)
     choices = {"backend": chosen, "device": place, "dtype": kind, "template": name}
     return Chat(generator, tokenizer, rendering, choices)
 
@@ -119,7 +126,7 @@ def _choose_template(asked: str | None, recipe: Recipe | None, tokenizer: Tokeni
         return Choice(asked, "as asked")
     if recipe is not None:
         return Choice(recipe.data.template, "from the adapter's recipe.yaml")
-    if tokenizer.has_chat_template:
+    if tokenizer.chat_template is not None:
         return Choice(OWN_TEMPLATE, "the tokenizer has a chat template")
     raise UserError(
         "--template must be given for this model, got nothing: no recipe.yaml beside the adapter and no chat "

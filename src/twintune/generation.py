@@ -109,6 +109,7 @@ class _Row:
     prompt: Sequence[int]
     draw: np.random.Generator
     ids: list[int] = field(default_factory=list)
+    text: str = ""  # of the ids, without the stop text
     shown: str = ""
     done: bool = False
 
@@ -118,14 +119,31 @@ class _Row:
         cumulative = np.cumsum(probabilities(logits, sampling))
         return int(np.searchsorted(cumulative, self.draw.random() * cumulative[-1], side="right"))
 
-    def next_piece(self, decoder: TextDecoder) -> str:
+    def read(self, decoder: TextDecoder, stop_text: str | None) -> None:
+        """Decode the ids so far, and end the row at its stop text."""
+        self.text = decoder.decode(self.ids)
+        if stop_text is not None and stop_text in self.text:
+            self.text = self.text[: self.text.index(stop_text)]
+            self.done = True
+            while self.ids and decoder.decode(self.ids[:-1]).startswith(self.text):
+                self.ids.pop()
+
+    def next_piece(self, stop_text: str | None) -> str:
         """The new text that no later token can change, or nothing."""
-        text = decoder.decode(self.ids)
+        text = self.text if self.done else _without_begun(self.text, stop_text or "")
         settled = self.done or not text.endswith(UNFINISHED)
         if not settled or not text.startswith(self.shown):
             return ""
         piece, self.shown = text[len(self.shown) :], text
         return piece
+
+
+def _without_begun(text: str, stop_text: str) -> str:
+    """The text without the longest end that may be the beginning of `stop_text`."""
+    for length in range(min(len(stop_text), len(text)), 0, -1):
+        if text.endswith(stop_text[:length]):
+            return text[:-length]
+    return text
 
 
 class TextGenerator:
@@ -136,6 +154,7 @@ class TextGenerator:
         tokenizer: turns token ids into text.
         eos_token_ids: tokens that end a text; they are not part of it.
         batch_size: texts that are decoded together.
+        stop_text: ends a text as well, and is not part of it; None if only tokens do.
     """
 
     def __init__(
@@ -144,11 +163,13 @@ class TextGenerator:
         tokenizer: TextDecoder,
         eos_token_ids: Sequence[int],
         batch_size: int = 8,
+        stop_text: str | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
         self._batch_size = batch_size
+        self._stop_text = stop_text
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_text: OnText | None = None
@@ -164,14 +185,20 @@ class TextGenerator:
         Raises:
             UserError: for a prompt without tokens, or logits that are not numbers.
         """
-        texts = [self._tokenizer.decode(ids) for ids in self.generate_ids(prompts, sampling, on_text)]
+        texts = [row.text for row in self._generate(prompts, sampling, on_text)]
         each = sampling.num_return_sequences
         return [texts[start : start + each] for start in range(0, len(texts), each)]
 
     def generate_ids(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_text: OnText | None = None
     ) -> list[list[int]]:
-        """As `generate`, but the new token ids of each text, without the closing token, in one flat list."""
+        """As `generate`, but the new token ids of each text, in one flat list.
+
+        The closing token is not among them, nor are tokens that lie wholly in the stop text.
+        """
+        return [row.ids for row in self._generate(prompts, sampling, on_text)]
+
+    def _generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_text: OnText | None) -> list[_Row]:
         raise_collected(
             f"prompt {number}: it must have at least one token, got none"
             for number, prompt in enumerate(prompts, start=1)
@@ -180,7 +207,7 @@ class TextGenerator:
         rows = list(_rows(prompts, sampling))
         for start in range(0, len(rows), self._batch_size):
             self._decode(rows[start : start + self._batch_size], sampling, on_text)
-        return [row.ids for row in rows]
+        return rows
 
     def _decode(self, rows: list[_Row], sampling: Sampling, on_text: OnText | None) -> None:
         logits = self._model.start([row.prompt for row in rows], sampling.max_new_tokens)
@@ -211,7 +238,9 @@ class TextGenerator:
         if not ended:
             row.ids.append(token)
         row.done = ended or left == 0
-        if on_text is not None and (piece := row.next_piece(self._tokenizer)):
+        if row.done or on_text is not None or self._stop_text is not None:
+            row.read(self._tokenizer, self._stop_text)
+        if on_text is not None and (piece := row.next_piece(self._stop_text)):
             on_text(row.number, piece)
         return token
 

@@ -19,11 +19,11 @@ def test_row_is_the_tokenizer_run_on_the_text_with_answer_and_closing_trained(
     request: pytest.FixtureRequest, folder: str
 ) -> None:
     tokenizer = load_tokenizer(request.getfixturevalue(folder))
-    template = load_template("tokenizer" if tokenizer.has_chat_template else "vicuna_v1.1", tokenizer)
+    template = load_template("tokenizer" if tokenizer.chat_template else "vicuna_v1.1", tokenizer)
     segments = template.segments(TALK)
     row = make_row(segments, tokenizer, template.add_special_tokens, 512)
     text = "".join(segment.text for segment in segments)
-    assert row.input_ids.tolist() == tokenizer.encode(text, template.add_special_tokens).ids
+    assert row.input_ids.tolist() == tokenizer.encode(text, template.add_special_tokens).ids.tolist()
     assert row.input_ids.dtype == row.labels.dtype == np.int32
     learned = row.labels[row.labels != IGNORED]
     assert tokenizer.decode(learned.tolist()).strip() == TALK.messages[1].text

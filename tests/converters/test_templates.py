@@ -1,3 +1,4 @@
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ TALK = Conversation(
 
 
 def trained(segments: list[Segment]) -> list[str]:
-    return [segment.text for segment in segments if segment.trained]
+    """The stretches that are trained, neighbours as one."""
+    groups = groupby(segments, lambda segment: segment.trained)
+    return ["".join(segment.text for segment in group) for learned, group in groups if learned]
 
 
 def joined(segments: list[Segment]) -> str:
@@ -33,7 +36,13 @@ def test_vicuna_trains_answers_and_their_closing(tiny_sentencepiece_folder: Path
     template = load_template("vicuna_v1.1", load_tokenizer(tiny_sentencepiece_folder))
     segments = template.segments(TALK)
     assert trained(segments) == ["\n由题目可知：2</s>", " 4 </s>"]
-    assert [segment.text for segment in segments[2:]] == ["USER: {and} 2+2? ASSISTANT: ", " 4 </s>", ""]
+    assert segments[-5:] == [
+        Segment("USER: ", False),
+        Segment("{and} 2+2?", False, content=True),
+        Segment(" ASSISTANT: ", False),
+        Segment(" 4 ", True, content=True),
+        Segment("</s>", True),
+    ]
     assert template.add_special_tokens
     assert template.stop_token_id == 2
 
@@ -93,7 +102,8 @@ def test_chatml_trains_through_the_end_mark(tiny_tokenizer_folder: Path) -> None
 def test_prompt_is_what_was_read_in_training(tiny_sentencepiece_folder: Path, tiny_tokenizer_folder: Path) -> None:
     for folder, name in ((tiny_sentencepiece_folder, "vicuna_v1.1"), (tiny_tokenizer_folder, "tokenizer")):
         template = load_template(name, load_tokenizer(folder))
-        read = template.segments(Conversation("x", TALK.messages[:2]))[0].text
+        segments = template.segments(Conversation("x", TALK.messages[:2]))
+        read = joined([segment for segment in segments[:-1] if not segment.trained])
         assert template.prompt_text(TALK.messages[:1]) == read.rstrip(" ")
 
 
@@ -130,9 +140,16 @@ def test_missing_chat_template_is_refused(tmp_path: Path, tiny_sentencepiece_fol
             load_template("tokenizer", load_tokenizer(folder))
 
 
-def test_closing_that_is_plain_text_is_refused(tiny_tokenizer_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"got '</s>', which is plain text.*data\.template: tokenizer"):
-        load_template("vicuna_v1.1", load_tokenizer(tiny_tokenizer_folder))
+@pytest.mark.parametrize(
+    ("name", "closing", "stop_text"),
+    [("vicuna_v1.1", "</s>", "</s>"), ("dolly_v2", "### End\n\n", "### End"), ("baize", "\n", "\n")],
+)
+def test_closing_that_is_plain_text_is_trained_and_stops(
+    tiny_tokenizer_folder: Path, name: str, closing: str, stop_text: str
+) -> None:
+    template = load_template(name, load_tokenizer(tiny_tokenizer_folder))
+    assert trained(template.segments(TALK)) == [f"\n由题目可知：2{closing}", f" 4 {closing}"]
+    assert (template.closing, template.stop_text, template.stop_token_id) == (closing, stop_text, None)
 
 
 def test_trimmed_answer_is_trained_as_it_is_printed(tmp_path: Path) -> None:
