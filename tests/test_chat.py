@@ -131,7 +131,7 @@ def test_questions_come_from_the_command_line_and_from_files(tmp_path: Path) -> 
     [
         ("q.json", '[{"instruction": "a"}, {"input": "b"}]', "row 2: instruction must be a text that is not empty"),
         ("q.json", '[{"instruction": "a", "input": 5}]', "row 1: input must be a text, got 5"),
-        ("q.jsonl", '{"instruction": }', "line 1, column 17: "),
+        ("q.jsonl", '{"instruction": }', "row 1: line 1, column 17: "),
         ("q.txt", b"\xff\xfe", "--input must be a readable UTF-8 file"),
         ("q.txt", None, "--input must be a readable UTF-8 file"),
     ],

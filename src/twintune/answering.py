@@ -4,10 +4,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from twintune.chat import Chat
-from twintune.converters.json_records import read_records, shown
+from twintune.converters.faults import shown
+from twintune.converters.instruction_formats import join_instruction
+from twintune.converters.sources import Record, Rejection, read_file
 from twintune.errors import UserError, raise_collected
 from twintune.generation import Sampling
 
@@ -39,21 +40,25 @@ def _read_file(file: Path) -> list[str]:
 
 
 def _instructions(file: Path) -> list[str]:
-    records = read_records(file)
-    raise_collected(
-        f"{file}: row {number}: {problem}"
-        for number, record in enumerate(records, 1)
-        for problem in _wrong_question(record)
-    )
-    return ["\n".join(filter(None, (record["instruction"], record.get("input", "")))) for record in records]
+    records = list(read_file(file))
+    raise_collected(f"{file}: row {record.row}: {problem}" for record in records for problem in _wrong_question(record))
+    values = (record.value for record in records if isinstance(record, Record))
+    return [join_instruction(value["instruction"], value.get("input") or "") for value in values]
 
 
-def _wrong_question(record: dict[str, Any]) -> Iterator[str]:
-    instruction = record.get("instruction")
+def _wrong_question(record: Record | Rejection) -> Iterator[str]:
+    if isinstance(record, Rejection):
+        yield record.reason
+        return
+    value = record.value
+    if not isinstance(value, dict):
+        yield f"a record must be a JSON object, got {shown(value)}"
+        return
+    instruction = value.get("instruction")
     if not isinstance(instruction, str) or not instruction.strip():
         yield f"instruction must be a text that is not empty, got {shown(instruction)}"
-    if not isinstance(record.get("input", ""), str):
-        yield f"input must be a text, got {shown(record['input'])}"
+    if not isinstance(value.get("input"), str | None):
+        yield f"input must be a text, got {shown(value['input'])}"
 
 
 def write_answers(chat: Chat, questions: Sequence[str], sampling: Sampling, *, as_json: bool) -> None:
