@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from twintune.errors import UserError
+
 Role = Literal["system", "human", "assistant"]
+
+
+class NothingTrained(UserError):
+    """A conversation of which no token would be trained."""
 
 
 @dataclass(frozen=True)

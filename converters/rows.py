@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from twintune.converters.conversation import NothingTrained
 from twintune.converters.templates import Segment
 from twintune.converters.tokenizer import Encoding, Span, Tokenizer
 from twintune.errors import UserError
@@ -66,7 +67,8 @@ def make_row(
 
     Raises:
         TooLong: if a row is to be deleted.
-        UserError: if no label is left to train, or the pad token occurs.
+        NothingTrained: if no label is left to train.
+        UserError: if the pad token occurs.
     """
     encoding = encode_segments(segments, tokenizer, add_special_tokens, split_special_tokens)
     whole = encoding.ids
@@ -76,7 +78,7 @@ def make_row(
     labels = np.where(trained, input_ids, np.int32(IGNORED))
     row = Row(input_ids, labels, cut=len(whole) > cutoff_len)
     if not row.trained_tokens:
-        raise UserError(
+        raise NothingTrained(
             "at least one token must be trained, got none: the answer lies beyond data.cutoff_len"
             f" {cutoff_len} of {len(whole)} tokens; raise data.cutoff_len or remove the record"
         )

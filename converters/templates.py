@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from twintune.converters.conversation import Conversation, Message, Role
+from twintune.converters.conversation import Conversation, Message, NothingTrained, Role
 from twintune.converters.fastchat_templates import FastChatRenderer, fastchat_names
 from twintune.converters.jinja_templates import CHATML, JinjaRenderer, is_jinja
 from twintune.converters.skeletons import Renderer, Skeleton, make_skeleton
@@ -185,7 +185,7 @@ def _trained_messages(messages: Sequence[Message], mask_history: bool, train_on_
         number in wanted if message.trained is None else message.trained for number, message in enumerate(messages)
     ]
     if not any(trained):
-        raise UserError(
+        raise NothingTrained(
             "at least one message must be trained, got none: "
             + ("every answer's own weight says no" if answers else "there is no answer")
         )
