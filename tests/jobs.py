@@ -10,13 +10,15 @@ import pyarrow
 
 from tests.tiny_models import save_tiny_model
 from twintune.backends import AdamW, Lora, Schedule, Step, TrainJob, missing_packages
-from twintune.converters import mindrecord
+from twintune.converters import arrow, mindrecord
 from twintune.converters.adapter import make_initial_adapter, write_adapter
+from twintune.converters.packing import pack_rows
 from twintune.converters.rows import Row
 from twintune.recipe import LINEAR_LAYERS
 
 ROWS = 24
 STEPS = 20
+PACKED_LENGTH = 64  # tokens of a packed row: three to ten conversations
 
 
 @dataclass
@@ -61,6 +63,33 @@ def write_rows(folder: Path, rows: list[tuple[list[int], list[int]]]) -> Path:
         arrays = (Row(np.array(ids, np.int32), np.array(labels, np.int32)) for ids, labels in rows)
         mindrecord.write_rows(list(arrays), folder / "rows.mindrecord")
     return folder
+
+
+def packed_rows(conversations: int = 96) -> list[Row]:
+    """The rows of random_rows, several in one."""
+    rows = [Row(np.array(ids, np.int32), np.array(labels, np.int32)) for ids, labels in random_rows(conversations)]
+    return pack_rows(rows, PACKED_LENGTH)
+
+
+def write_packed_rows(folder: Path, rows: list[Row]) -> Path:
+    folder.mkdir(parents=True)
+    arrow.write_rows(rows, folder / "rows.arrow", packed=True)
+    if not missing_packages("ascend"):
+        mindrecord.write_rows(rows, folder / "rows.mindrecord")
+    return folder
+
+
+def make_packed_job(folder: Path, family: str = "llama", accumulation: int = 1, **changes: Any) -> TrainJob:
+    """make_job on packed rows: 2 * accumulation of them in a step."""
+    rows = packed_rows()
+    steps = changes.get("steps", STEPS)
+    fields = {
+        "rows": write_packed_rows(folder / "rows", rows),
+        "order": np.random.default_rng(2).integers(0, len(rows), size=(steps, accumulation, 2)),
+        "row_length": PACKED_LENGTH,
+        "packed": True,
+    }
+    return make_job(folder, family, accumulation, **(fields | changes))
 
 
 def make_job(

@@ -1,22 +1,22 @@
 """The loss of a micro-batch, with logits only where a next token is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
+from twintune.converters.rows import IGNORED, Row
 from twintune.errors import UserError
 
-IGNORED = -100
-Row = tuple[NDArray[np.int32], NDArray[np.int32]]  # input_ids and labels, of one length
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def trained_tokens(rows: Sequence[Row]) -> int:
     """How many tokens of these rows are trained; a row's first token has nothing to be predicted from."""
-    return sum(int((labels[1:] != IGNORED).sum()) for _, labels in rows)
+    return sum(row.trained_tokens for row in rows)
 
 
 def pad_right(rows: Sequence[Row], pad_token_id: int, device: str) -> tuple[Any, Any]:
@@ -25,24 +25,25 @@ def pad_right(rows: Sequence[Row], pad_token_id: int, device: str) -> tuple[Any,
     Returns:
         input_ids and labels, int64 [rows, longest].
     """
-    longest = max(len(ids) for ids, _ in rows)
+    longest = max(len(row.input_ids) for row in rows)
     input_ids = torch.full((len(rows), longest), pad_token_id)
     labels = torch.full((len(rows), longest), IGNORED)
-    for number, (ids, targets) in enumerate(rows):
-        input_ids[number, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-        labels[number, : len(ids)] = torch.from_numpy(targets.astype(np.int64))
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row.input_ids)] = torch.from_numpy(row.input_ids.astype(np.int64))
+        labels[number, : len(row.labels)] = torch.from_numpy(row.labels.astype(np.int64))
     return input_ids.to(device), labels.to(device)
 
 
-def loss_sum(model: Any, input_ids: Any, labels: Any) -> Any:
+def loss_sum(model: Any, input_ids: Any, labels: Any, attention: Mapping[str, Any] = NOTHING) -> Any:
     """The sum of -log p over the trained tokens, a float32 scalar with its graph.
 
     The head is applied to the trained positions only, so that no [rows, length, vocabulary] tensor exists.
     There is no padding mask: pads stand at the end, where causal attention never looks from a trained token,
-    and without a mask torch takes its causal kernel.
+    and without a mask torch takes its causal kernel. `attention` holds the borders of packed conversations.
     """
     causal = model.get_base_model()
-    hidden = causal.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state  # [rows, length, hidden]
+    decoder = causal.get_decoder()
+    hidden = decoder(input_ids=input_ids, use_cache=False, **attention).last_hidden_state  # [rows, length, hidden]
     targets = labels[:, 1:]
     trained = targets != IGNORED
     logits = causal.get_output_embeddings()(hidden[:, :-1][trained])  # [trained tokens, vocabulary]

@@ -12,7 +12,7 @@ import torch
 from twintune.artifacts import refuse_used_folder
 from twintune.backends import Step, TrainJob, Watcher
 from twintune.backends.cuda.device import choose_device, choose_dtype
-from twintune.backends.cuda.loss import Row, loss_sum, pad_right, require_plain_head, trained_tokens
+from twintune.backends.cuda.loss import loss_sum, pad_right, require_plain_head, trained_tokens
 from twintune.backends.cuda.model import (
     adapter_parameters,
     adapter_tensors,
@@ -20,7 +20,9 @@ from twintune.backends.cuda.model import (
     load_base,
     put_on_adapter,
 )
+from twintune.backends.cuda.packed import choose_attention, in_one_line, set_attention
 from twintune.converters.adapter import read_adapter, write_adapter
+from twintune.converters.rows import Row
 from twintune.errors import UserError
 from twintune.schedule import learning_rates
 
@@ -37,6 +39,10 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     job = replace(job, device=device, dtype=choose_dtype(job.dtype, device).value)
     watcher.status(f"loading {job.model}")
     model = load_for_training(job)
+    if job.packed:
+        attention = choose_attention(job.device, job.dtype)
+        watcher.status(f"attention of packed rows: {attention.value} ({attention.reason})")
+        set_attention(model.get_base_model(), attention.value)
     for step in optimizer_steps(job, model):
         watcher.step(step)
     write_adapter(adapter, adapter_tensors(model), job.lora, str(job.model))
@@ -97,7 +103,7 @@ def _backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int) 
     """Accumulate gradients of the mean over the step's trained tokens; returns that mean."""
     total = torch.zeros((), dtype=torch.float64, device=job.device)
     for batch in batches:
-        inputs = pad_right(batch, job.pad_token_id, job.device)
+        inputs = in_one_line(batch, job.device) if job.packed else pad_right(batch, job.pad_token_id, job.device)
         with autocast(job.device, job.dtype):
             loss = loss_sum(model, *inputs)
         (loss / tokens).backward()
@@ -119,7 +125,5 @@ def _open_rows(path: Path) -> Any:
 
 
 def _row(table: Any, number: int) -> Row:
-    return (
-        table["input_ids"][number].values.to_numpy(),
-        table["labels"][number].values.to_numpy(),
-    )
+    input_ids, labels, *lengths = (column[number].values.to_numpy() for column in table.columns)
+    return Row(input_ids, labels, lengths=tuple(lengths[0].tolist()) if lengths else ())

@@ -12,14 +12,15 @@ pytest.importorskip("peft", reason="the cuda extra is not installed")
 import torch
 
 from tests.jobs import make_job, random_rows
-from twintune.backends.cuda.loss import Row, loss_sum, pad_right, trained_tokens
+from twintune.backends.cuda.loss import loss_sum, pad_right, trained_tokens
 from twintune.backends.cuda.model import adapter_parameters
 from twintune.backends.cuda.train import load_for_training
+from twintune.converters.rows import Row
 
 
 def rows_of_arrays() -> list[Row]:
-    rows = [(np.array(ids, np.int32), np.array(labels, np.int32)) for ids, labels in random_rows(6)]
-    rows[4][1][:] = -100  # a row without a trained token among others
+    rows = [Row(np.array(ids, np.int32), np.array(labels, np.int32)) for ids, labels in random_rows(6)]
+    rows[4].labels[:] = -100  # a row without a trained token among others
     return rows
 
 
@@ -57,5 +58,5 @@ def test_the_head_sees_the_trained_positions_only(model: Any) -> None:
 
 
 def test_the_first_label_of_a_row_never_counts() -> None:
-    row = (np.array([5, 6, 7], np.int32), np.array([5, -100, 7], np.int32))
+    row = Row(np.array([5, 6, 7], np.int32), np.array([5, -100, 7], np.int32))
     assert trained_tokens([row]) == 1
