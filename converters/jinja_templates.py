@@ -65,7 +65,7 @@ def is_jinja(text: str) -> bool:
 class _Generation(Extension):
     """Lets `{% generation %}` pass, with which some templates mark answers for transformers."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  jinja declares it so
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

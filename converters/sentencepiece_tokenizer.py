@@ -122,8 +122,10 @@ def _character_offsets(sizes: NDArray[np.int32], written: bytes, prefix: int) ->
     starts = np.maximum(ends - sizes, 0)
     lead = (np.frombuffer(written, np.uint8) & 0xC0) != 0x80
     before = np.cumsum(lead) - 1  # the character of each byte
-    offsets = np.stack([before[starts], before[np.maximum(ends, 1) - 1] + 1], axis=1)
-    return offsets.astype(np.int32)
+    offsets = np.empty((len(sizes), 2), np.int32)
+    offsets[:, 0] = before[starts]
+    offsets[:, 1] = before[np.maximum(ends, 1) - 1] + 1
+    return offsets
 
 
 def _with_characters(offsets: Sequence[Span], length: int) -> NDArray[np.int32]:

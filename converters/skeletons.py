@@ -55,8 +55,9 @@ class Slot(NamedTuple):
 
     def printed(self, text: str) -> str:
         """A message's text as the template writes it."""
-        trim = {"": str, "left": str.lstrip, "right": str.rstrip, "both": str.strip}[self.trims]
-        return trim(text)
+        if self.trims in ("left", "both"):
+            text = text.lstrip()
+        return text.rstrip() if self.trims in ("right", "both") else text
 
 
 class Skeleton(NamedTuple):
@@ -72,7 +73,7 @@ def make_skeleton(
     """Learn a template's words for messages of these roles.
 
     An answer's closing goes up to the end of the first special token (</s>, <|im_end|>); without one it is all
-    that the template writes after the answer where the conversation ends there.
+    that the template writes after the answer where the conversation ends there, which may be nothing.
 
     Args:
         renderer: the template.
@@ -81,7 +82,7 @@ def make_skeleton(
         answer_next: whether the text ends in the opening of an answer to come; closings are not learned then.
 
     Raises:
-        UserError: if the template leaves messages out, rewrites earlier turns, or never closes an answer.
+        UserError: if the template leaves messages out or rewrites earlier turns.
     """
     messages = [Message(role, f"\ue000{number}\ue001") for number, role in enumerate(roles)]
     text = renderer.render(messages, answer_next)
@@ -144,10 +145,5 @@ def _closing(renderer: Renderer, messages: Sequence[Message], text: str, special
             f"must write the assistant message as it is after the prompt, got {text[len(prompt) : start]!r} before it"
         )
     tail = ended[start + len(answer) :]
-    if not tail:
-        raise renderer.unfit(
-            "must close an answer, so that the model learns to stop, got nothing after it; "
-            "use data.template: tokenizer, or another template"
-        )
     found = [(tail.index(token), -len(token), token) for token in special_tokens if token in tail]
     return tail[: min(found)[0] + len(min(found)[2])] if found else tail

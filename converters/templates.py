@@ -45,9 +45,10 @@ class Template:
     Attributes:
         name: what data.template says.
         add_special_tokens: whether the tokenizer must add its own bos, because the text does not hold it.
-        closing: what follows an answer, up to the end of the first special token if there is one.
-        stop_token_id: the special token that ends `closing`; generation stops there.
-        stop_text: where no special token closes an answer, the text at which generation stops.
+        closing: what follows an answer, up to the end of the first special token if there is one; empty for
+            the few FastChat templates that write nothing, from which no model learns to stop.
+        stop_token_id: the special token that ends `closing`, if one does; generation stops there.
+        stop_text: where plain text closes an answer, the text at which generation stops.
     """
 
     def __init__(self, renderer: Renderer, tokenizer: Tokenizer, system: str | None) -> None:
@@ -62,7 +63,7 @@ class Template:
         spans = tokenizer.special_spans(self.closing)
         self.stop_token_id = tokenizer.special_tokens[self.closing[slice(*spans[0])]] if spans else None
         # The space at the end may become a part of the next token, which is not written any more.
-        self.stop_text = None if spans else self.closing.rstrip() or self.closing
+        self.stop_text = None if spans else self.closing.rstrip() or self.closing or None
 
     def prompt_segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The text up to where the assistant must write its answer to the last of `messages`, none of it trained.
@@ -94,8 +95,8 @@ class Template:
             train_on_prompt: train the template's words and the other messages as well.
 
         Raises:
-            UserError: if both are asked for, no message is trained, or the template rewrites earlier turns,
-                leaves out or changes a message, or never closes an answer.
+            NothingTrained: if no message is to be trained.
+            UserError: if both are asked for, or the template rewrites earlier turns, leaves out or changes a message.
         """
         if mask_history and train_on_prompt:
             raise UserError(
