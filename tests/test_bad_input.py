@@ -73,12 +73,12 @@ BAD_DATA: dict[str, tuple[str | bytes | None, str]] = {
     "list": ('[{"instruction": "a", "input": [], "output": "b"}]', r"row 1: input must be a text, got \[\]"),
     "null": ('[{"instruction": "a", "input": "", "output": null}]', "row 1: output must be a text, got None"),
     "no object": (f'[{GOOD}, "text"]', "row 2: a record must be a JSON object, got 'text'"),
-    "a mapping": ('{"data": []}', "row 1: instruction must be given"),
+    "a mapping": ('{"data": []}', r"records must be of a known format \(.*\), got the keys data; set data\.format"),
     "empty output": ('[{"instruction": "a", "input": "", "output": " "}]', "row 1: output must not be empty, got ' '"),
     "empty file": ("", "the file must hold at least one record, got an empty file"),
     "no records": ("[]", "the file must hold at least one record, got none"),
     "not UTF-8": (b'[{"instruction": "\xe9"}]', "the data must be UTF-8 text, got byte 0xe9 at byte 18"),
-    "no file": (None, "must be a file that exists, got nothing there"),
+    "no file": (None, "must be a file(, a folder or a glob| that exists), got nothing there"),
 }
 
 
@@ -134,7 +134,7 @@ def unchanged(workplace: Path) -> None:
     ("spoil", "override", "sentence"),
     [
         (answer_beyond_the_cut, None, r"data\.json: row 13: at least one token must be trained, got none"),
-        (pad_in_the_text, None, r"data\.json: row 2: the pad token must not occur in a row, .* model\.pad_token"),
+        (pad_in_the_text, "data.split_special_tokens=false", r"data\.json: row 2: the pad token must not occur in a row, .* model\.pad_token"),
         (unchanged, "model.pad_token=▁", r"data\.json: row 1: the pad token must not occur in a row"),
         (unchanged, "model.pad_token=nope", r"model\.pad_token must be a token of the tokenizer"),
         (tokenizer_without_eos, None, "the tokenizer must have an eos token, .* tokenizer_config.json"),

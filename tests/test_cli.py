@@ -112,7 +112,9 @@ def test_prepare_prints_what_it_kept(work: Path) -> None:
     rows = manifest["rows"]
     assert "rows: rows\n" in out
     assert f"read 12 records, kept 12, rejected 0, cut {rows['cut_rows']}\n" in out
-    assert f"longest row {rows['row_length']} tokens; {rows['trained_tokens']} of {rows['tokens']}" in out
+    assert "data.json: alpaca (12 of the first 12 records have instruction and output)\n" in out
+    assert f"12 rows, longest {rows['row_length']} tokens\n" in out
+    assert f"{rows['trained_tokens']} of {rows['tokens']} tokens are trained\n" in out
     assert manifest["cutoff_len"] == 200
 
 

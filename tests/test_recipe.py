@@ -49,7 +49,7 @@ def test_the_target_modules_are_the_linear_layers() -> None:
         ("train.template=x", "did you mean data.template?"),
         ("train.lora_alpha=1", "did you mean lora.lora_alpha?"),
         ("generate.max_steps=3", "did you mean train.max_steps?"),
-        ("model.xyzzy=1", "the keys here are name_or_path, trust_remote_code, pad_token"),
+        ("model.xyzzy=1", "the keys here are name_or_path, trust_remote_code, pad_token, added_tokens"),
         ("trian.max_steps=1", "did you mean train?"),
     ],
 )
@@ -168,7 +168,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.Mo
     (folder / "recipe.yaml").write_text(SMALLEST, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(Path("here/recipe.yaml"))
-    assert recipe.data.train == folder / "data.json"
+    assert [file.path for file in recipe.data.train] == [str(folder / "data.json")]
     assert recipe.model.name_or_path == str(folder / "tiny-llama")
 
 

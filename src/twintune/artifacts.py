@@ -80,15 +80,25 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, mark: str | None = None) -> Iterator[Path]:
     """Give a folder beside `path` to fill; it takes the name of `path` only if the block succeeds.
+
+    Args:
+        path: the folder to make.
+        mark: in the name of the folder beside it, where only one process at a time has this mark: what a
+            killed one left is then found and removed by the next.
 
     Raises:
         UserError: if `path` exists and holds anything.
     """
     refuse_used_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    if mark is None:
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    else:
+        aside = path.with_name(f".{path.name}.{mark}.part")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
     try:
         yield aside
         aside.chmod(0o755)

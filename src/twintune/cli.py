@@ -16,6 +16,7 @@ from twintune.errors import UserError
 if TYPE_CHECKING:
     from twintune.backends import Choice
     from twintune.generation import Sampling
+    from twintune.prepared import Prepared
     from twintune.recipe import Recipe
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values laid over the recipe's.", show_default=False),
 ]
 BackendFlag = Annotated[str | None, typer.Option("--backend", help="auto, cuda or ascend.", show_default="recipe's")]
+FormatFlag = Annotated[str | None, typer.Option("--format", help="Of the records.", show_default="told by the records")]
 DeviceFlag = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or npu.", show_default="recipe's")]
 
 
@@ -75,19 +77,61 @@ def prepare(
     output_dir: Annotated[
         Path | None, typer.Option(help="A new folder for the rows.", show_default="the cache")
     ] = None,
+    data_format: FormatFlag = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Make this share only, for merge-shards.", show_default=False)
+    ] = None,
 ) -> None:
     """Render, tokenize and label the records of a recipe, once for both backends."""
     from twintune.prepare import find_or_prepare
     from twintune.prepare import prepare as prepare_rows
-    from twintune.recipe import load_recipe
+    from twintune.shards import parse_shard, prepare_shard
 
-    loaded = load_recipe(recipe, overrides or [])
-    prepared = find_or_prepare(loaded) if output_dir is None else prepare_rows(loaded, output_dir)
-    summary = prepared.summary
-    print(f"rows: {prepared.folder}")
-    print(f"read {summary.count} records, kept {summary.count}, rejected 0, cut {summary.cut_rows}")
-    print(f"longest row {summary.row_length} tokens; {summary.trained_tokens} of {summary.tokens} tokens are trained")
-    _print_choice("pad token", summary.pad_token)
+    loaded = _recipe(recipe, overrides, {"data.format": data_format})
+    if shard is not None:
+        if output_dir is None:
+            raise UserError("command line: --output-dir must be given with --shard, got nothing")
+        print(f"shard {shard}: {prepare_shard(loaded, parse_shard(shard), output_dir)}")
+        return
+    _print_prepared(find_or_prepare(loaded) if output_dir is None else prepare_rows(loaded, output_dir))
+
+
+@app.command()
+def merge_shards(
+    shards: Annotated[list[Path], typer.Argument(metavar="SHARD...", help="All folders that prepare --shard made.")],
+    output_dir: Annotated[Path, typer.Option(help="A new folder for the rows.")],
+) -> None:
+    """Put the shards of one recipe together: the rows that prepare would have made, byte for byte."""
+    from twintune.shards import merge_shards as merge
+
+    _print_prepared(merge(shards, output_dir))
+
+
+@app.command()
+def inspect(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml|ROWS", help="A recipe, or a .mindrecord file.")],
+    overrides: Overrides = None,
+    data_format: FormatFlag = None,
+    html: Annotated[Path | None, typer.Option(help="Write the page here as well.", show_default=False)] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Shown from the beginning, before the worst ones.")] = 3,
+) -> None:
+    """Show what a recipe will train on: kept, cut and rejected records, lengths, padding, labels, traps."""
+    from rich.console import Console
+
+    from twintune.inspection import inspect_recipe
+    from twintune.inspection_view import print_inspection, write_page
+    from twintune.mindrecord_report import report_mindrecord
+
+    console = Console(soft_wrap=True)
+    if recipe.suffix not in (".yaml", ".yml"):
+        for name, sentence in report_mindrecord(recipe).lines():
+            print(f"{name + ':':<16}{sentence}")
+        return
+    inspection = inspect_recipe(_recipe(recipe, overrides, {"data.format": data_format}), examples)
+    print_inspection(inspection, console)
+    if html is not None:
+        write_page(inspection, html)
+        print(f"\npage: {html}")
 
 
 @app.command()
@@ -107,7 +151,8 @@ def train(
         raise UserError("command line: --output-dir must be given, got nothing; name a new folder for the run")
     if output_dir is not None:
         refuse_used_folder(output_dir)
-    run = decide(_recipe(recipe, overrides, backend, device), output_dir or Path("OUT"))
+    flags = {"backend.name": backend, "backend.device": device}
+    run = decide(_recipe(recipe, overrides, flags), output_dir or Path("OUT"))
     for name, sentence in plan_lines(run):
         print(f"{name + ':':<22}{sentence}")
     if dry_run:
@@ -172,13 +217,29 @@ def generate(
     write_answers(chat, questions, sampling, as_json=as_json)
 
 
-def _recipe(path: Path, overrides: list[str] | None, backend: str | None, device: str | None) -> "Recipe":
-    """The recipe with overrides and flags in it; flags are the last word."""
+def _recipe(path: Path, overrides: list[str] | None, flags: dict[str, str | None]) -> "Recipe":
+    """The recipe with overrides and flags, by the key they set, in it; flags are the last word."""
     from twintune.recipe import load_recipe
 
-    flags = {"backend.name": backend, "backend.device": device}
     given = [f"{name}={value}" for name, value in flags.items() if value is not None]
     return load_recipe(path, [*(overrides or []), *given])
+
+
+def _print_prepared(prepared: "Prepared") -> None:
+    summary = prepared.summary
+    print(f"rows: {prepared.folder}")
+    for file in summary.files:
+        print(f"{file.name}: {file.format.value} ({file.format.reason})")
+    rejected = sum(summary.rejected.values())
+    print(f"read {summary.read} records, kept {summary.kept}, rejected {rejected}, cut {summary.cut_rows}")
+    if rejected:
+        print(f"rejected records, with the reason: {prepared.folder / 'rejected.jsonl'}")
+    packed = f"{summary.conversations} conversations packed into " if summary.packed else ""
+    print(f"{packed}{summary.count} rows, longest {summary.row_length} tokens")
+    if summary.validation_rows:
+        print(f"{summary.validation_rows} rows for validation")
+    print(f"{summary.trained_tokens} of {summary.tokens} tokens are trained")
+    _print_choice("pad token", summary.pad_token)
 
 
 def _sampling(recipe: "Recipe | None", given: dict[str, int | float | None], num_return_sequences: int) -> "Sampling":

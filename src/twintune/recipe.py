@@ -4,19 +4,32 @@ Names are those of HF TrainingArguments, PEFT LoraConfig and LLaMA-Factory, so t
 """
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from twintune.artifacts import parse_yaml, write_yaml
 from twintune.errors import UserError
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+FormatName = Literal[
+    "auto",
+    "alpaca",
+    "sharegpt",
+    "messages",
+    "prompt_completion",
+    "question_answer",
+    "message_list",
+    "logic_contest",
+    "math23k",
+    "cmath",
+]
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BackendName = Literal["auto", "cuda", "ascend"]
 DeviceName = Literal["auto", "cpu", "cuda", "npu"]
@@ -35,15 +48,39 @@ class ModelSection(Section):
     name_or_path: str
     trust_remote_code: bool = False
     pad_token: str | None = None  # None: chosen by the tokenizer rules of converters.tokens, and printed
+    added_tokens: tuple[str, ...] = ()  # special tokens that the tokenizer gets, such as ChatML's turn marks
+
+
+class DataFile(Section):
+    """Some records, and how often each is taken: 2 twice, 0.25 a quarter of them, chosen by a hash of the record."""
+
+    path: str  # a file, a folder or a glob
+    weight: float = Field(1.0, gt=0)
+
+
+def _as_data_files(value: Any) -> Any:
+    """One path, or a list of paths and of mappings with path and weight."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [{"path": str(item)} if isinstance(item, str | Path) else item for item in values]
 
 
 class DataSection(Section):
-    """Which records, how they are rendered and where they are cut."""
+    """Which records, how they are read, rendered, cut and packed."""
 
-    train: Path
-    template: str = "tokenizer"  # a FastChat template's name, or the tokenizer's own chat template
+    train: Annotated[tuple[DataFile, ...], BeforeValidator(_as_data_files), Field(min_length=1)]
+    format: FormatName = "auto"  # auto: told by the first records
+    instruction_join: Literal["newline", "concatenate", "alpaca"] = "newline"
+    template: str = "tokenizer"  # a template's name, `tokenizer` for its own chat template, or a jinja text
     system: str | None = None  # None: the template's own system prompt
-    cutoff_len: int = Field(1024, ge=8)  # tokens; what is longer is cut at the end
+    mask_history: bool = False  # train the last answer of a conversation only
+    train_on_prompt: bool = False  # train all that is rendered, not the answers alone
+    split_special_tokens: bool = True  # special tokens written in a record are plain text
+    cutoff_len: int = Field(1024, ge=8)  # tokens of a row
+    truncation_strategy: Literal["right", "left", "delete"] = "right"  # right keeps the prompt and cuts the answer
+    packing: bool = False  # several conversations in one row of cutoff_len, none seeing another
+    max_rejected_share: float = Field(0.01, ge=0, le=1)  # of the records; above it prepare fails
+    val_size: float = Field(0.0, ge=0, lt=1)  # share of the records kept for validation, by a hash of the record
+    preprocessing_num_workers: int | None = Field(None, ge=1)  # processes; None: one for each core
 
 
 def _at_least_one(modules: tuple[TargetModule, ...]) -> tuple[TargetModule, ...]:
@@ -82,6 +119,7 @@ class TrainSection(Section):
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    group_by_length: bool = False  # batches of rows of like length: less padding, without packing
     seed: int = Field(42, ge=0)
 
 
@@ -191,7 +229,7 @@ def _describe(path: Path, problem: Mapping[str, Any]) -> str:
 def _did_you_mean(location: tuple[str | int, ...]) -> str:
     section: Any = Recipe
     for part in location[:-1]:
-        section = section.model_fields[str(part)].annotation
+        section = DataFile if isinstance(part, int) else section.model_fields[str(part)].annotation
     wanted = str(location[-1])
     elsewhere = [
         f"{name}.{wanted}"
@@ -208,7 +246,12 @@ def _did_you_mean(location: tuple[str | int, ...]) -> str:
 
 def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     """Paths in a recipe are relative to its file; a model name that is no path there stays a name."""
-    data = recipe.data.model_copy(update={"train": (folder / recipe.data.train.expanduser()).resolve()})
+    # Not resolve(): it would follow a link, and what a glob or an error message says is the name as given.
+    files = [
+        file.model_copy(update={"path": os.path.normpath(folder / Path(file.path).expanduser())})
+        for file in recipe.data.train
+    ]
+    data = recipe.data.model_copy(update={"train": tuple(files)})
     name = recipe.model.name_or_path
     candidate = (folder / Path(name).expanduser()).resolve()
     looks_like_path = name.startswith((".", "/", "~"))

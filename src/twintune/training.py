@@ -100,6 +100,7 @@ def _job(recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, devi
         model=model,
         rows=prepared.folder,
         order=row_order(prepared.summary.count, train),
+        packed=prepared.summary.packed,
         row_length=prepared.summary.row_length,
         pad_token_id=prepared.summary.pad_token_id,
         initial_adapter=output_dir / "initial_adapter",

@@ -1,0 +1,128 @@
+"""Records to rows as one recipe says: the work of one process on one part of the records."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from twintune.converters.conversation import Conversation, NothingTrained
+from twintune.converters.formats import RecordFormat
+from twintune.converters.rows import IGNORED, Row, TooLong, make_row
+from twintune.converters.sources import stable_hash
+from twintune.converters.templates import Template
+from twintune.converters.tokenizer import Tokenizer
+from twintune.errors import UserError
+from twintune.recipe import DataSection
+
+
+class Item(NamedTuple):
+    """A record that was read, or one that could not be.
+
+    Attributes:
+        file: its file's number among the recipe's.
+        record: its number in the file, from 1.
+        value: the JSON value; None if it could not be read.
+        reason: why it could not be read; empty if it could.
+        copy: above 0 for the further copies that a weight above 1 asks for.
+        left_out: whether a weight below 1 leaves it out; the value is not kept then.
+    """
+
+    file: int
+    record: int
+    value: Any
+    reason: str = ""
+    copy: int = 0
+    left_out: bool = False
+
+
+class Rejected(NamedTuple):
+    """A record that gives no row, and why.
+
+    Attributes:
+        kind: `invalid`, `nothing_trained`, or `too_long` where data.truncation_strategy is delete.
+    """
+
+    file: int
+    record: int
+    kind: str
+    reason: str
+
+
+class Kept(NamedTuple):
+    """A conversation and its row.
+
+    Attributes:
+        closed: whether it ends with the token or text at which the model stops.
+        validation: whether it is kept for validation.
+        digest: 64 bits of the sha256 of the token ids and the copy: equal rows have equal ones.
+    """
+
+    file: int
+    record: int
+    row: Row
+    closed: bool
+    validation: bool
+    digest: int
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """Everything that makes rows of records; it is pickled once for each worker process.
+
+    Attributes:
+        formats: of each file.
+        data: the recipe's section.
+    """
+
+    formats: tuple[RecordFormat, ...]
+    tokenizer: Tokenizer
+    template: Template
+    data: DataSection
+
+    def make(self, items: Iterable[Item]) -> tuple[list[Kept], list[Rejected]]:
+        """The rows of some records, in their order, and the records that give none."""
+        kept: list[Kept] = []
+        rejected: list[Rejected] = []
+        for item in items:
+            if item.left_out:
+                continue
+            try:
+                kept += self._rows(item)
+            except TooLong as error:
+                rejected.append(Rejected(item.file, item.record, "too_long", "; ".join(error.messages)))
+            except NothingTrained as error:
+                rejected.append(Rejected(item.file, item.record, "nothing_trained", "; ".join(error.messages)))
+            except UserError as error:
+                rejected.append(Rejected(item.file, item.record, "invalid", "; ".join(error.messages)))
+        return kept, rejected
+
+    def _rows(self, item: Item) -> list[Kept]:
+        """All rows of a record, or none: one bad conversation rejects the record that holds it."""
+        if item.reason:
+            raise UserError(item.reason)
+        conversations = self.formats[item.file].conversations(item.value, str(item.record))
+        validation = self.data.val_size > 0 and stable_hash(item.value) < self.data.val_size
+        return [self._kept(item, self._row(conversation), validation) for conversation in conversations]
+
+    def _row(self, conversation: Conversation) -> Row:
+        data = self.data
+        segments = self.template.segments(conversation, data.mask_history, data.train_on_prompt)
+        return make_row(
+            segments,
+            self.tokenizer,
+            self.template.add_special_tokens,
+            data.cutoff_len,
+            data.truncation_strategy,
+            data.split_special_tokens,
+        )
+
+    def _kept(self, item: Item, row: Row, validation: bool) -> Kept:
+        digest = hashlib.sha256(row.input_ids.tobytes() + bytes([item.copy % 256])).digest()
+        return Kept(item.file, item.record, row, self._is_closed(row), validation, int.from_bytes(digest[:8], "big"))
+
+    def _is_closed(self, row: Row) -> bool:
+        stop = self.template.stop_token_id
+        if stop is None:
+            return not row.cut
+        trained = row.labels[row.labels != IGNORED]
+        return bool((trained[-2:] == stop).any())  # a newline may follow it where the prompt is trained too
