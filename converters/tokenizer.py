@@ -44,7 +44,7 @@ class Tokenizer(ABC):
     Attributes:
         source: the folder or file it was read from.
         special_tokens: text to id of the tokens that are never split: bos, eos, a chat's turn marks.
-        is_special: bool [vocab_size], whether an id is that of a special token other than unk.
+        is_special: bool [vocab_size], whether an id is that of a special token, which no text must become; not unk.
         vocab_size: one more than the largest id.
         bos_token_id: opens a text, if the tokenizer has one.
         eos_token_id: where the model stops.
@@ -64,13 +64,15 @@ class Tokenizer(ABC):
         self.bos_token_id = vocabulary.ids.get(vocabulary.bos) if vocabulary.bos else None
         self.eos_token_id = _require_eos(source, vocabulary)
         self.unk_token_id = vocabulary.ids.get(vocabulary.unk) if vocabulary.unk else None
+        tasks = {self.bos_token_id, self.eos_token_id}  # GPT-2 names one token for all
+        arising = {self.unk_token_id} - tasks
         self.is_special = np.zeros(self.vocab_size, np.bool_)
-        self.is_special[[number for number in self.special_tokens.values() if number != self.unk_token_id]] = True
+        self.is_special[[number for number in self.special_tokens.values() if number not in arising]] = True
         self.pad = _choose_pad(source, vocabulary, pad_token)
         self.pad_token_id = vocabulary.ids[self.pad.value]
         self.chat_template = chat_template
-        tasks = {name: getattr(vocabulary, name) for name in ("bos", "eos", "unk", "pad")}
-        self.named_tokens = {f"{name}_token": token for name, token in tasks.items() if token is not None}
+        named = {name: getattr(vocabulary, name) for name in ("bos", "eos", "unk", "pad")}
+        self.named_tokens = {f"{name}_token": token for name, token in named.items() if token is not None}
         self._special_pattern = re.compile("|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True))))
 
     @abstractmethod

@@ -206,6 +206,32 @@ def test_streaming_with_the_llama_tokenizer() -> None:
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in shown)
 
 
+@pytest.mark.parametrize("stop_text", ["### End", "\n\n", "。"])
+def test_a_stop_text_ends_a_text_and_is_never_shown(stop_text: str) -> None:
+    texts = [f"one ## two #\n{stop_text} three", f"{stop_text}x", "no end ###\n", f"数{stop_text[:-1]}"]
+    shown: dict[int, str] = {}
+    model = Script(*(text.encode() for text in texts))
+    generator = TextGenerator(model, Utf8(), [END], 3, stop_text)
+    prompts = [[0], [1], [2], [3]]
+    result = generator.generate(
+        prompts, Sampling(60), lambda row, piece: shown.update({row: shown.get(row, "") + piece})
+    )
+    expected = [text.split(stop_text)[0] for text in texts]
+    assert result == [[text] for text in expected]
+    assert shown == {row: text for row, text in enumerate(expected) if text}
+    assert generator.generate_ids(prompts, Sampling(60)) == [list(text.encode()) for text in expected]
+
+
+def test_a_token_that_straddles_the_stop_text_is_kept_as_a_token_and_cut_as_a_text() -> None:
+    class Pairs:
+        def decode(self, ids: Sequence[int]) -> str:
+            return "".join(["ab", "c#", "##"][number] for number in ids)
+
+    generator = TextGenerator(Script([0, 1, 2, 0]), Pairs(), [END], stop_text="###")
+    assert generator.generate([[0]], Sampling(9)) == [["abc"]]
+    assert generator.generate_ids([[0]], Sampling(9)) == [[0, 1]]
+
+
 def test_rows_are_numbered_by_prompt_then_sequence() -> None:
     shown: dict[int, str] = {}
     texts = TextGenerator(Chain(), Utf8(), [], batch_size=4).generate(

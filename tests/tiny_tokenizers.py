@@ -87,6 +87,18 @@ def save_fast_twin(sentencepiece_model: Path, folder: Path) -> Path:
     return _save_fast(tokenizer, folder, None, **named)
 
 
+def save_gpt2(source: Path, folder: Path) -> Path:
+    """Save the fast tokenizer of GPT-2's vocab.json and merges.txt. Returns the folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE.from_file(str(source / "vocab.json"), str(source / "merges.txt")))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    named = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    return _save_fast(tokenizer, folder, None, **named)
+
+
 def change_config(folder: Path, **keys: Any) -> Path:
     """Change keys of a saved tokenizer_config.json. Returns the folder."""
     path = folder / "tokenizer_config.json"

@@ -97,7 +97,7 @@ def test_token_ids_are_those_of_the_tokenizer_that_transformers_makes(model: Pat
 def test_text_survives_the_tokenizer(model: Path) -> None:
     tokenizer = load_tokenizer(model)
     for text in [text for text in TEXTS if "<|" not in text]:
-        assert tokenizer.decode(tokenizer.encode(text, False).ids) == text
+        assert tokenizer.decode(tokenizer.encode(text, False).ids.tolist()) == text
 
 
 @pytest.mark.slow

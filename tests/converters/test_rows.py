@@ -6,7 +6,7 @@ import pytest
 
 from tests.tiny_tokenizers import CHATML_SPECIAL, save_chatml_tokenizer
 from twintune.converters.conversation import Conversation, Message
-from twintune.converters.rows import IGNORED, make_row
+from twintune.converters.rows import IGNORED, TooLong, make_row
 from twintune.converters.templates import Segment, load_template
 from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError
@@ -52,6 +52,28 @@ def test_long_row_loses_its_end_and_says_so(tiny_tokenizer_folder: Path) -> None
     assert short.cut
     assert np.array_equal(short.input_ids, whole.input_ids[:-3])
     assert np.array_equal(short.labels, whole.labels[:-3])
+
+
+def test_a_long_row_loses_its_start_but_for_the_bos(tiny_sentencepiece_folder: Path) -> None:
+    tokenizer = load_tokenizer(tiny_sentencepiece_folder)
+    template = load_template("vicuna_v1.1", tokenizer)
+    segments = template.segments(TALK)
+    whole = make_row(segments, tokenizer, True, 512)
+    short = make_row(segments, tokenizer, True, len(whole.input_ids) - 3, "left")
+    assert short.cut
+    assert short.input_ids.tolist() == [tokenizer.bos_token_id, *whole.input_ids[4:].tolist()]
+    assert short.labels.tolist() == [IGNORED, *whole.labels[4:].tolist()]
+    without_bos = make_row(segments, tokenizer, False, len(whole.input_ids) - 4, "left")
+    assert np.array_equal(without_bos.input_ids, whole.input_ids[4:])
+
+
+def test_a_long_row_is_refused_where_the_recipe_says_delete(tiny_tokenizer_folder: Path) -> None:
+    tokenizer = load_tokenizer(tiny_tokenizer_folder)
+    segments = load_template("tokenizer", tokenizer).segments(TALK)
+    length = len(make_row(segments, tokenizer, False, 512, "delete").input_ids)
+    assert not make_row(segments, tokenizer, False, length, "delete").cut
+    with pytest.raises(TooLong, match=f"at most data.cutoff_len {length - 1} tokens, got {length}"):
+        make_row(segments, tokenizer, False, length - 1, "delete")
 
 
 def test_row_without_anything_to_train_is_refused(tiny_tokenizer_folder: Path) -> None:

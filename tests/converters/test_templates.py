@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 from fastchat.conversation import conv_templates, get_conv_template
 
 from tests.tiny_tokenizers import CHATML, save_chatml_tokenizer
-from twintune.converters.conversation import Conversation, Message
+from twintune.converters.conversation import Conversation, Message, NothingTrained
 from twintune.converters.records import to_conversations
 from twintune.converters.templates import Segment, load_template
 from twintune.converters.tokens import load_tokenizer
@@ -97,6 +98,29 @@ def test_chatml_trains_through_the_end_mark(tiny_tokenizer_folder: Path) -> None
     assert trained(template.segments(TALK)) == ["\n由题目可知：2<|im_end|>", " 4 <|im_end|>"]
     assert not template.add_special_tokens
     assert template.stop_token_id == 2
+
+
+def test_which_turns_are_trained(tiny_tokenizer_folder: Path) -> None:
+    template = load_template("tokenizer", load_tokenizer(tiny_tokenizer_folder))
+    assert trained(template.segments(TALK, mask_history=True)) == [" 4 <|im_end|>"]
+    assert trained(template.segments(TALK, train_on_prompt=True)) == [joined(template.segments(TALK))]
+    human, answer, *rest = TALK.messages
+    own = Conversation("own", (replace(human, trained=True), replace(answer, trained=False), *rest))
+    assert trained(template.segments(own)) == ["1+1?", " 4 <|im_end|>"]
+    assert trained(template.segments(own, mask_history=True)) == ["1+1?", " 4 <|im_end|>"]
+    untrained = [segment.text for segment in template.segments(own, train_on_prompt=True) if not segment.trained]
+    assert untrained == ["\n由题目可知：2", "<|im_end|>"]
+
+
+def test_a_conversation_that_trains_nothing_is_refused(tiny_tokenizer_folder: Path) -> None:
+    template = load_template("tokenizer", load_tokenizer(tiny_tokenizer_folder))
+    silent = Conversation("x", tuple(replace(message, trained=False) for message in TALK.messages))
+    with pytest.raises(NothingTrained, match="every answer's own weight says no"):
+        template.segments(silent)
+    with pytest.raises(NothingTrained, match="there is no answer"):
+        template.segments(Conversation("x", TALK.messages[:1]))
+    with pytest.raises(UserError, match=r"data\.mask_history must be false where data\.train_on_prompt is true"):
+        template.segments(TALK, mask_history=True, train_on_prompt=True)
 
 
 def test_prompt_is_what_was_read_in_training(tiny_sentencepiece_folder: Path, tiny_tokenizer_folder: Path) -> None:

@@ -1,4 +1,7 @@
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,7 +94,7 @@ def test_decode_gives_the_text_back_without_special_tokens(
     request: pytest.FixtureRequest, fixture: str, text: str
 ) -> None:
     tokenizer = load_tokenizer(request.getfixturevalue(fixture))
-    ids = tokenizer.encode(text, add_special_tokens=True).ids
+    ids = tokenizer.encode(text, add_special_tokens=True).ids.tolist()
     assert tokenizer.decode([*ids, tokenizer.eos_token_id]) == text
 
 
@@ -114,7 +117,7 @@ def test_truncation_and_padding_saved_in_tokenizer_json_are_ignored(tmp_path: Pa
     backend.save(str(folder / "tokenizer.json"))
     text = "How many clips did she sell altogether?"
     tokenizer = load_tokenizer(folder)
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    ids = tokenizer.encode(text, add_special_tokens=False).ids.tolist()
     assert tokenizer.decode(ids) == text
     assert len(ids) < 64
 
@@ -180,3 +183,42 @@ def test_hash_changes_with_any_file(tmp_path: Path) -> None:
     assert tokenizer_hash(folder) == before
     change_config(folder, model_max_length=7)
     assert tokenizer_hash(folder) != before
+
+
+@pytest.mark.parametrize("fixture", ["tiny_tokenizer_folder", "tiny_sentencepiece_folder"])
+def test_added_tokens_follow_the_largest_id_and_are_special(request: pytest.FixtureRequest, fixture: str) -> None:
+    folder = request.getfixturevalue(fixture)
+    plain = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, added_tokens=["<|new|>", "<PAD>", "</s>", "An"])
+    known = "</s>" in plain.special_tokens
+    expected = {"<|new|>": plain.vocab_size, "<PAD>": plain.vocab_size + 1}
+    expected |= {"</s>": plain.special_tokens["</s>"]} if known else {"</s>": plain.vocab_size + 2}
+    assert expected.items() <= tokenizer.special_tokens.items()
+    ids = tokenizer.encode("a<|new|>b", add_special_tokens=False).ids.tolist()
+    assert ids.count(plain.vocab_size) == 1
+    assert tokenizer.decode(ids).replace(" ", "") == "ab"
+    assert len(tokenizer.is_special) == tokenizer.vocab_size == 1 + max(tokenizer.special_tokens.values())
+
+
+def test_an_added_token_that_is_empty_is_refused(tiny_tokenizer_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.added_tokens must be texts that are not empty, got \['a', ' '\]"):
+        load_tokenizer(tiny_tokenizer_folder, added_tokens=["a", " "])
+
+
+@pytest.mark.parametrize("fixture", ["tiny_tokenizer_folder", "tiny_sentencepiece_folder", "tiny_fast_twin_folder"])
+def test_workers_get_the_tokenizer_without_transformers(request: pytest.FixtureRequest, fixture: str) -> None:
+    tokenizer = load_tokenizer(request.getfixturevalue(fixture))
+    text = "USER: 由题目 </s><|im_end|>"
+    own = tokenizer.encode(text, False, [])
+    program = """
+import pickle, sys
+tokenizer = pickle.load(sys.stdin.buffer)
+encodings = [tokenizer.encode(sys.argv[1], False, spans).ids.tolist() for spans in (None, [])]
+print(*encodings, tokenizer.decode(encodings[0]), "transformers" in sys.modules, "torch" in sys.modules, sep="\\n")
+"""
+    command = [sys.executable, "-c", program, text]
+    done = subprocess.run(command, input=pickle.dumps(tokenizer), capture_output=True, check=True)
+    usual = tokenizer.encode(text, False).ids.tolist()
+    expected = [str(usual), str(own.ids.tolist()), tokenizer.decode(usual), "False", "False"]
+    assert done.stdout.decode().splitlines() == expected
+    assert own.ids.tolist() != usual
