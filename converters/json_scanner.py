@@ -48,12 +48,12 @@ class JsonScanner:
         """The one value of a line of JSON lines, or the Fault that says where it is malformed."""
         if len(line) > MOST_CHARACTERS:
             return Fault(f"line {number}: {TOO_LONG.reason}")
-        start = _after_whitespace(line, 0)
+        start = after_whitespace(line, 0)
         try:
             value, end = self.scan(line, start)
         except JSONDecodeError as error:
             return malformed_line(number, error.pos, error.msg)
-        end = _after_whitespace(line, end)
+        end = after_whitespace(line, end)
         return value if end == len(line) else malformed_line(number, end, "Extra data")
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,7 +76,8 @@ def malformed_line(number: int, position: int, problem: str) -> Fault:
     )
 
 
-def _after_whitespace(text: str, position: int) -> int:
+def after_whitespace(text: str, position: int) -> int:
+    """The position of the first character from `position` on that is no white space, or the text's end."""
     match = WHITESPACE.match(text, position)
     return match.end() if match else position
 

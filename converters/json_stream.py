@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from twintune.converters.faults import MOST_CHARACTERS, TOO_LONG
-from twintune.converters.json_scanner import JsonScanner
-from twintune.converters.text_window import WHITESPACE, TextWindow
+from twintune.converters.json_scanner import JsonScanner, after_whitespace
+from twintune.converters.text_window import TextWindow
 from twintune.errors import UserError
 
 COMMA_OR_END = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
+ANYTHING = re.compile("()")
 NEAR_THE_END = 16  # characters: a literal or an escape cut by the window is shorter
 
 
@@ -51,7 +52,7 @@ def read_objects(path: Path, window: TextWindow) -> Iterator[Any]:
     while character := window.next_character():
         if character not in "{[":
             raise _malformed(path, window, window.position, "Expecting another object")
-        yield _scan(path, window, scanner, WHITESPACE)[0]
+        yield _scan(path, window, scanner, ANYTHING)[0]
 
 
 def _scan(path: Path, window: TextWindow, scanner: JsonScanner, follows: re.Pattern[str]) -> tuple[Any, str]:
@@ -65,8 +66,8 @@ def _scan(path: Path, window: TextWindow, scanner: JsonScanner, follows: re.Patt
             match = follows.match(window.text, end)
             if match:
                 window.position = match.end()
-                return value, match.group().strip()
-            problem, place = "Expecting ',' delimiter", end
+                return value, match[1]
+            problem, place = "Expecting ',' delimiter", after_whitespace(window.text, end)
         held = len(window.text)
         if held - window.position > MOST_CHARACTERS:
             cut = problem.startswith("Unterminated string") or held - place < NEAR_THE_END

@@ -14,9 +14,10 @@ FOREIGN = {  # the first bytes of what is often renamed to .json
     b"\x28\xb5\x2f\xfd": "zstd; unpack it with zstd -d",
     b"\xfd7zXZ": "xz; unpack it with xz -d",
     b"BZh": "bzip2; unpack it with bunzip2",
+    b"\xff\xfe\0\0": "UTF-32 text; save the file as UTF-8",
+    b"\0\0\xfe\xff": "UTF-32 text; save the file as UTF-8",
     b"\xff\xfe": "UTF-16 text; save the file as UTF-8",
     b"\xfe\xff": "UTF-16 text; save the file as UTF-8",
-    b"\0\0\xfe\xff": "UTF-32 text; save the file as UTF-8",
     b"ARROW1": "Arrow; save the file as parquet",
 }
 

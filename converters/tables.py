@@ -20,22 +20,21 @@ def read_csv(path: Path, window: TextWindow) -> Iterator[dict[str, str] | Fault]
             wrong, since no later row can be found then.
     """
     csv.field_size_limit(MOST_CHARACTERS)
-    first = window.place(window.position)[0]
+    above = window.place(window.position)[0] - 1  # lines
     reader = csv.reader(_csv_lines(path, window), strict=True)
+    begun = above + 1
     try:
         header = _header(path, next(reader))
+        begun = above + reader.line_num + 1
         for cells in reader:
-            if not cells:
-                continue
             if len(cells) == len(header):
                 yield dict(zip(header, cells, strict=True))
-            else:
-                line = first + reader.line_num - 1
-                yield Fault(f"line {line}: a row must have {len(header)} cells, as the header, got {len(cells)}")
+            elif cells:
+                yield Fault(f"line {begun}: a row must have {len(header)} cells, as the header, got {len(cells)}")
+            begun = above + reader.line_num + 1
     except csv.Error as error:
-        line = first + reader.line_num - 1
         raise UserError(
-            f"{path}: line {line}: the data must be CSV, with quotes closed and doubled inside cells, got: {error}"
+            f"{path}: line {begun}: the data must be CSV, with quotes closed and doubled inside cells, got: {error}"
         ) from None
 
 
