@@ -6,35 +6,67 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED = -100
+from twintune.backends.ascend.profile import CONVERSATION_ENDS, CONVERSATION_NUMBERS
+from twintune.converters.mindrecord import shards
+from twintune.converters.packing import LENGTHS
+from twintune.converters.rows import COLUMNS, IGNORED
 
 
-def ordered_dataset(mindrecord: Path, order: NDArray[np.int64], seq_length: int, pad_token_id: int) -> Any:
+def ordered_dataset(
+    mindrecord: Path, order: NDArray[np.int64], seq_length: int, pad_token_id: int, borders: str | None = None
+) -> Any:
     """A MindSpore dataset of the whole run: one batch an optimizer step.
 
     Args:
-        mindrecord: file with variable-length int32 columns `input_ids` and `labels`.
+        mindrecord: file with variable-length int32 columns `input_ids` and `labels`, or its shards.
         order: row numbers, [max_steps, accumulation, batch].
         seq_length: the compiled length; rows come out one longer, as MindFormers' net drops the last
             input and the first label.
         pad_token_id: what fills input_ids; labels are filled with -100.
+        borders: for packed rows the third column, CONVERSATION_NUMBERS or CONVERSATION_ENDS of profile.
 
     Returns:
-        mindspore.dataset.Dataset of int32 [accumulation * batch, seq_length + 1] columns.
+        mindspore.dataset.Dataset of int32 [accumulation * batch, seq_length + 1] columns, and of `borders`.
     """
     import mindspore.dataset as ds
 
-    rows = ds.MindDataset(str(mindrecord)).get_dataset_size()  # a sampler takes at most so many numbers
+    files = [str(file) for file in shards(mindrecord)]
+    columns = list(COLUMNS) if borders is None else [*COLUMNS, LENGTHS]
+    rows = ds.MindDataset(files).get_dataset_size()  # a sampler takes at most so many numbers
     parts = [
-        ds.MindDataset(
-            str(mindrecord),
-            columns_list=["input_ids", "labels"],
-            sampler=ds.SubsetSampler(part.tolist()),
-        )
+        ds.MindDataset(files, columns_list=columns, sampler=ds.SubsetSampler(part.tolist()))
         for part in np.split(order.ravel(), range(rows, order.size, rows))
     ]
     dataset = parts[0]
     for part in parts[1:]:
         dataset = dataset + part
     padding = {"input_ids": ([seq_length + 1], pad_token_id), "labels": ([seq_length + 1], IGNORED)}
+    if borders == CONVERSATION_NUMBERS:
+        dataset = dataset.map(lambda lengths: conversation_numbers(lengths, seq_length), LENGTHS, borders)
+    elif borders == CONVERSATION_ENDS:
+        width = _most_conversations(files) + 1
+        dataset = dataset.map(lambda lengths: conversation_ends(lengths, seq_length, width), LENGTHS, borders)
     return dataset.padded_batch(order[0].size, drop_remainder=True, pad_info=padding)
+
+
+def conversation_numbers(lengths: NDArray[np.int32], seq_length: int) -> NDArray[np.int32]:
+    """The number of each token's conversation, int32 [seq_length]; the padding counts as one more."""
+    rest = seq_length - lengths.sum()
+    return np.repeat(np.arange(len(lengths) + 1, dtype=np.int32), [*lengths, rest])
+
+
+def conversation_ends(lengths: NDArray[np.int32], seq_length: int, width: int) -> NDArray[np.int32]:
+    """Where each conversation ends, int32 [width]; the padding ends at seq_length, and so does what fills up.
+
+    As MindFormers' own loaders fill `actual_seq_len`: a conversation without tokens costs its kernel nothing.
+    """
+    ends = np.full(width, seq_length, np.int32)
+    ends[: len(lengths)] = np.cumsum(lengths)
+    return ends
+
+
+def _most_conversations(files: list[str]) -> int:
+    import mindspore.dataset as ds
+
+    rows = ds.MindDataset(files, columns_list=[LENGTHS], shuffle=False)
+    return max(len(row[LENGTHS]) for row in rows.create_dict_iterator(num_epochs=1, output_numpy=True))

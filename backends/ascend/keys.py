@@ -37,6 +37,8 @@ OWNED = {
     "runner_config.gradient_accumulation_steps": "train.gradient_accumulation_steps",
     "runner_wrapper.type": "none: the step cell keeps the loss normaliser",
     "runner_wrapper.accumulation": "train.gradient_accumulation_steps",
+    "runner_wrapper.borders": "data.packing",
+    "model.model_config.use_eod_attn_mask_compression": "data.packing",
     "model.model_config.pad_token_id": "model.pad_token",
     "model.model_config.seq_length": "data.cutoff_len",
     "train_dataset.batch_size": "train.per_device_train_batch_size",

@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from twintune.backends import Lora, Schedule, TrainJob
+from twintune.backends import Choice, Lora, Schedule, TrainJob
 from twintune.converters.names import MODULES, biased_modules
 from twintune.models import read_model_config
 
 LENGTH_MULTIPLE = 16  # NPU matrix units work in blocks of 16
+LEAST_COMPRESSED = 2048  # tokens; MindFormers refuses to compress the mask of shorter rows
+CONVERSATION_NUMBERS = "conversation_numbers"  # columns of the dataset that say where conversations end
+CONVERSATION_ENDS = "conversation_ends"
+NETWORK_INPUTS = {CONVERSATION_NUMBERS: "attention_mask", CONVERSATION_ENDS: "actual_seq_len"}  # made of them
 SCHEDULES = {
     "linear": "LinearWithWarmUpLR",
     "cosine": "CosineWithWarmUpLR",
@@ -25,6 +29,15 @@ SCHEDULES = {
 def compiled_length(row_length: int) -> int:
     """The fixed length a graph is compiled for: the longest row, rounded up to a multiple of 16."""
     return -(-row_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def packed_borders(job: TrainJob, device: str) -> Choice:
+    """How attention is told where the conversations of packed rows end."""
+    if device != "npu":
+        return Choice(CONVERSATION_NUMBERS, f"a mask column, as {device} has no flash attention")
+    if compiled_length(job.row_length) < LEAST_COMPRESSED:
+        return Choice(CONVERSATION_NUMBERS, f"a mask column, as MindFormers compresses none below {LEAST_COMPRESSED}")
+    return Choice(CONVERSATION_ENDS, "flash attention's compressed EOD mask")
 
 
 def training_config(job: TrainJob, device: str) -> dict[str, Any]:
@@ -59,6 +72,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
             "use_clip_grad": True,
             "max_grad_norm": job.optimizer.max_grad_norm,
             "calculate_per_token_loss": True,
+            **({"borders": packed_borders(job, device).value} if job.packed else {}),
         },
         "calculate_per_token_loss": True,  # the network then gives (loss sum, trained tokens)
         "optimizer": {
@@ -68,7 +82,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
             "weight_decay": job.optimizer.weight_decay,
         },
         "lr_schedule": _lr_schedule(job.schedule, job.optimizer.learning_rate),
-        **_dataset(job, rows_per_step),
+        **_dataset(job, rows_per_step, device),
         "micro_batch_interleave_num": 1,
         "use_parallel": False,
         "parallel": {"parallel_mode": 0, "gradients_mean": False, "full_batch": True},
@@ -85,6 +99,8 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
         ),
     }
     config["model"]["model_config"]["pet_config"] = pet_config(job.lora, job.dtype)
+    if job.packed and packed_borders(job, device).value == CONVERSATION_ENDS:
+        config["model"]["model_config"]["use_eod_attn_mask_compression"] = True
     return laid_over(config, job.overrides)
 
 
@@ -183,14 +199,15 @@ def _lr_schedule(schedule: Schedule, learning_rate: float) -> dict[str, Any]:
     }
 
 
-def _dataset(job: TrainJob, rows_per_step: int) -> dict[str, Any]:
+def _dataset(job: TrainJob, rows_per_step: int, device: str) -> dict[str, Any]:
+    borders = [NETWORK_INPUTS[packed_borders(job, device).value]] if job.packed else []
     dataset = {
         "data_loader": {
             "type": "MindDataset",
             "dataset_dir": str(job.rows / "rows.mindrecord"),  # read in dealt order by data.ordered_dataset
             "shuffle": False,
         },
-        "input_columns": ["input_ids", "labels"],
+        "input_columns": ["input_ids", "labels", *borders],  # the network's arguments, in this order
         "batch_size": rows_per_step,
         "drop_remainder": True,
     }

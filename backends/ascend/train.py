@@ -20,7 +20,7 @@ from twintune.backends.ascend.parameters import (
     parameters_by_name,
     put_in,
 )
-from twintune.backends.ascend.profile import compiled_length, training_config
+from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
 from twintune.backends.ascend.runtime import start
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.converters.names import adapter_names
@@ -43,8 +43,15 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     check_keys(settings)
     write_yaml(config_file, settings)
     config = start(config_file)
+    borders = packed_borders(job, job.device) if job.packed else None
+    if borders:
+        watcher.status(f"attention of packed rows: {borders.value} ({borders.reason})")
     dataset = ordered_dataset(
-        job.rows / "rows.mindrecord", job.order, compiled_length(job.row_length), job.pad_token_id
+        job.rows / "rows.mindrecord",
+        job.order,
+        compiled_length(job.row_length),
+        job.pad_token_id,
+        borders.value if borders else None,
     )
     watcher.status("building the network")
     reporter = Reporter(job, watcher)
