@@ -111,7 +111,8 @@ def _bos(tokenizer: Tokenizer, template: Template) -> Iterator[Finding]:
     if ids[:2] == [bos, bos]:
         yield Finding(
             "error",
-            f"rows begin with two bos tokens ({bos}): template {template.name!r} writes one and the tokenizer another",
+            f"rows begin with two bos tokens ({bos}): template {template.name!r} writes "
+            + ("one and the tokenizer adds another" if template.add_special_tokens else "both"),
             "use a template that writes none, or a tokenizer that adds none (add_bos_token false)",
         )
     elif bos in tokenizer.encode("", True).ids and ids[0] != bos:

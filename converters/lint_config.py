@@ -117,6 +117,6 @@ def _without_embedding(tokenizer: Tokenizer, vocab_size: int | None) -> Iterator
     yield Finding(
         "error",
         f"the tokenizer has {tokenizer.vocab_size} ids and the model {vocab_size} embeddings: "
-        f"{tokenizer.vocab_size - vocab_size} ids have none{named}",
+        f"{tokenizer.vocab_size - vocab_size} of them have none{named}",
         "resize the model's embeddings, or add no tokens beyond them in model.added_tokens",
     )
