@@ -6,7 +6,7 @@ from json import JSONDecodeError
 from typing import Any
 
 from twintune.converters.faults import MOST_CHARACTERS, TOO_LONG, Fault, shown
-from twintune.converters.text_window import WHITESPACE
+from twintune.converters.text_window import after_whitespace
 
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # perhaps one of a pair, perhaps half a character
 
@@ -74,12 +74,6 @@ def malformed_line(number: int, position: int, problem: str) -> Fault:
         f"line {number}, column {position + 1}: the data must be a JSON array, or one JSON object a line, "
         f"got malformed JSON ({problem})"
     )
-
-
-def after_whitespace(text: str, position: int) -> int:
-    """The position of the first character from `position` on that is no white space, or the text's end."""
-    match = WHITESPACE.match(text, position)
-    return match.end() if match else position
 
 
 def _half_character(value: Any) -> Fault | None:

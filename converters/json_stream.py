@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from twintune.converters.faults import MOST_CHARACTERS, TOO_LONG
-from twintune.converters.json_scanner import JsonScanner, after_whitespace
-from twintune.converters.text_window import TextWindow
+from twintune.converters.json_scanner import JsonScanner
+from twintune.converters.text_window import TextWindow, after_whitespace
 from twintune.errors import UserError
 
 COMMA_OR_END = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
@@ -61,6 +61,8 @@ def _scan(path: Path, window: TextWindow, scanner: JsonScanner, follows: re.Patt
         try:
             value, end = scanner.scan(window.text, window.position)
         except JSONDecodeError as error:
+            if window.pass_whitespace():  # it came only after the window had ended at a comma
+                continue
             problem, place = error.msg, error.pos
         else:
             match = follows.match(window.text, end)

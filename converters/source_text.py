@@ -51,7 +51,7 @@ def read_text(path: Path) -> Iterator[str]:
             and for bytes that are not UTF-8, each with its offset.
     """
     decoder = getincrementaldecoder("utf-8")()
-    done = 0
+    done, begun = 0, False  # bytes; whether any text has come
     for chunk in read_bytes(path):
         if not done:
             refuse_foreign(path, chunk)
@@ -61,8 +61,9 @@ def read_text(path: Path) -> Iterator[str]:
                 "the file is damaged, or not UTF-8: save it anew as UTF-8"
             )
         text = _decode(path, decoder, chunk, done)
-        yield text.removeprefix("\ufeff") if not done else text
         done += len(chunk)
+        yield text if begun else text.removeprefix("\ufeff")
+        begun = begun or bool(text)
     _decode(path, decoder, b"", done, final=True)
 
 

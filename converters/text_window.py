@@ -9,6 +9,12 @@ from twintune.converters.faults import MOST_CHARACTERS
 WHITESPACE = re.compile(r"[ \t\r\n]*")
 
 
+def after_whitespace(text: str, position: int) -> int:
+    """The position of the first character from `position` on that is no white space, or the text's end."""
+    match = WHITESPACE.match(text, position)
+    return match.end() if match else position
+
+
 class TextWindow:
     """Text from `position` on is yet to be read; memory is bounded by a record and a chunk.
 
@@ -47,12 +53,17 @@ class TextWindow:
     def next_character(self) -> str:
         """Pass over white space; the character there, or an empty text at the end."""
         while True:
-            match = WHITESPACE.match(self.text, self.position)
-            self.position = match.end() if match else self.position
+            self.pass_whitespace()
             if self.position < len(self.text):
                 return self.text[self.position]
             if not self.grow():
                 return ""
+
+    def pass_whitespace(self) -> bool:
+        """Pass over the white space that is held; whether there was any."""
+        before = self.position
+        self.position = after_whitespace(self.text, before)
+        return self.position > before
 
     def line_ahead(self) -> str:
         """The rest of this line, at most a record's most and one character of it; nothing is read."""
@@ -65,9 +76,9 @@ class TextWindow:
     def character_after(self, line: str) -> str:
         """The first character after `line`, as line_ahead gave it, that is no white space; nothing is read."""
         while True:
-            match = WHITESPACE.match(self.text, self.position + len(line))
-            if match and match.end() < len(self.text):
-                return self.text[match.end()]
+            after = after_whitespace(self.text, self.position + len(line))
+            if after < len(self.text):
+                return self.text[after]
             if len(self.text) - self.position > MOST_CHARACTERS or not self.grow():
                 return ""
 
