@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import Recorder, make_job
+from tests.jobs import Recorder, make_job, make_packed_job
 from tests.tiny_models import save_tiny_model
 from twintune.backends import AdamW, Step, TrainJob, load_backend, missing_packages
 
 MISSING = [*missing_packages("ascend"), *missing_packages("cuda")]
 STEPS = 50
+PLAIN = ("llama-1", "llama-3", "qwen2-1", "qwen2-3", "mistral-1", "mistral-3")
+PACKED = ("llama-1-packed", "qwen2-3-packed")
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,17 @@ class Twins:
     adapters: dict[str, Path]
 
 
-@pytest.fixture(scope="session", params=["llama-1", "llama-3", "qwen2-1", "qwen2-3", "mistral-1", "mistral-3"])
+@pytest.fixture(scope="session")
 def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Twins:
-    """50 steps of a family (tied and with q, k, v bias for qwen2), with accumulation 1 or 3."""
+    """50 steps of one of PLAIN or PACKED: a family (tied and with q, k, v bias for qwen2) and its accumulation."""
     if MISSING:
         pytest.skip(f"needs both backends, without {', '.join(MISSING)}")
-    family, accumulation = request.param.split("-")
+    family, accumulation, *packed = request.param.split("-")
+    make = make_packed_job if packed else make_job
     folder = tmp_path_factory.mktemp(request.param)
     steps, adapters = {}, {}
     for name in ("cuda", "ascend"):
-        job = make_job(
+        job = make(
             folder / name,
             accumulation=int(accumulation),
             steps=STEPS,

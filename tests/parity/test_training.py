@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tests.parity.conftest import STEPS, Twins
+from tests.parity.conftest import PACKED, PLAIN, STEPS, Twins
 from twintune.backends import load_backend
 from twintune.converters.adapter import read_adapter
 from twintune.generation import Sampling, TextGenerator
@@ -22,6 +22,10 @@ def largest(values: list[float]) -> str:
     return f"largest {max(map(abs, values)):.2e}, mean {np.mean(np.abs(values)):.2e}"
 
 
+every_job = pytest.mark.parametrize("twins", PLAIN + PACKED, indirect=True)
+
+
+@every_job
 def test_losses_and_gradient_norms(twins: Twins) -> None:
     pairs = list(zip(twins.steps["cuda"], twins.steps["ascend"], strict=True))
     losses = [one.loss - other.loss for one, other in pairs]
@@ -32,6 +36,7 @@ def test_losses_and_gradient_norms(twins: Twins) -> None:
     assert max(map(abs, norms)) <= GRAD_NORM, largest(norms)
 
 
+@every_job
 def test_tokens_and_learning_rates(twins: Twins) -> None:
     for one, other in zip(twins.steps["cuda"], twins.steps["ascend"], strict=True):
         assert one.step == other.step
@@ -39,6 +44,7 @@ def test_tokens_and_learning_rates(twins: Twins) -> None:
         assert other.learning_rate == pytest.approx(one.learning_rate, rel=1e-6, abs=1e-9)
 
 
+@every_job
 def test_adapter_weights(twins: Twins) -> None:
     one_lora, one = read_adapter(twins.adapters["cuda"])
     other_lora, other = read_adapter(twins.adapters["ascend"])
@@ -51,6 +57,7 @@ def test_adapter_weights(twins: Twins) -> None:
     assert max(differences) <= ADAPTER, largest(differences)
 
 
+@pytest.mark.parametrize("twins", PLAIN, indirect=True)
 @pytest.mark.parametrize("trained_by", ["cuda", "ascend"])
 def test_an_adapter_of_either_backend_is_read_by_both(twins: Twins, trained_by: str) -> None:
     rows = [list(range(3, 3 + length)) for length in (5, 16, 11)]
