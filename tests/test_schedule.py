@@ -87,3 +87,35 @@ def test_the_seed_decides_the_order() -> None:
 def test_more_steps_keep_the_order_of_the_first() -> None:
     short, long = (row_order(9, TrainSection(max_steps=steps)) for steps in (3, 11))
     assert np.array_equal(long[:3], short)
+
+
+def padding(order: Any, lengths: Any) -> float:
+    """The share of positions that are padding if every micro-batch is padded to its longest row."""
+    batches = lengths[order.reshape(-1, order.shape[-1])]
+    return float(1 - batches.sum() / (batches.max(axis=1) * batches.shape[1]).sum())
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_rows_of_like_length_share_a_batch(rows: int) -> None:
+    lengths = np.random.default_rng(0).integers(10, 1000, rows)
+    train = TrainSection(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=3)
+    order = row_order(rows, train, lengths)
+    assert order.shape == row_order(rows, train).shape
+    stream = order.ravel()
+    epochs = [stream[start : start + rows] for start in range(0, len(stream) - rows + 1, rows)]
+    assert all(sorted(epoch) == list(range(rows)) for epoch in epochs)
+    if rows == 1000:
+        assert padding(row_order(rows, train), lengths) > 0.3
+        assert padding(order, lengths) < 0.05
+
+
+def test_grouping_by_length_still_mixes_the_rows() -> None:
+    lengths = np.repeat(np.arange(10, 30), 50)
+    train = TrainSection(per_device_train_batch_size=2, num_train_epochs=2)
+    one, same = (row_order(1000, train, lengths) for _ in range(2))
+    assert np.array_equal(one, same)
+    first, second = one.ravel()[:1000], one.ravel()[1000:]
+    assert not np.array_equal(first, second)
+    longest = lengths[first.reshape(10, 100)].max(axis=1)  # 50 steps of 2 rows are sorted together
+    assert len(set(longest)) <= 3, "every stretch has long rows: sorted as a whole they would come all at once"
+    assert not np.array_equal(row_order(1000, TrainSection(seed=7, num_train_epochs=2), lengths), one)

@@ -1,12 +1,15 @@
 """Steps, row order and learning rates, by formula, once for both backends."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twintune.backends import Schedule
 from twintune.recipe import TrainSection
+
+MOST_STEPS_SORTED = 50  # optimizer steps whose rows are sorted together, as HF's LengthGroupedSampler has it
 
 
 def step_count(train: TrainSection, rows: int) -> int:
@@ -25,17 +28,32 @@ def warmup_steps(train: TrainSection, steps: int) -> int:
     return math.ceil(train.warmup_ratio * steps)
 
 
-def row_order(rows: int, train: TrainSection) -> NDArray[np.int64]:
+def row_order(rows: int, train: TrainSection, lengths: Sequence[int] | None = None) -> NDArray[np.int64]:
     """The row numbers in the order of training, int64 [max_steps, accumulation, batch].
 
     Each epoch is a permutation drawn from (seed, epoch); epochs follow each other without a gap, so
     that every micro-batch is full and a fixed-shape graph needs no filler.
+
+    Args:
+        rows: how many there are.
+        train: batch, steps and seed.
+        lengths: tokens of each row for train.group_by_length: rows of like length then share a batch.
     """
     shape = (step_count(train, rows), train.gradient_accumulation_steps, train.per_device_train_batch_size)
     epochs = math.ceil(math.prod(shape) / rows)
     drawn = [np.random.default_rng((train.seed, epoch)).permutation(rows) for epoch in range(epochs)]
+    if lengths is not None:
+        drawn = [_grouped(epoch, np.asarray(lengths), math.prod(shape[1:])) for epoch in drawn]
     order: NDArray[np.int64] = np.concatenate(drawn)[: math.prod(shape)].reshape(shape)
     return order
+
+
+def _grouped(permutation: NDArray[np.int64], lengths: NDArray[np.int64], rows_per_step: int) -> NDArray[np.int64]:
+    """Sort stretches of a permutation, longest rows first: MOST_STEPS_SORTED steps each, or a quarter of the rows."""
+    steps = min(MOST_STEPS_SORTED, max(1, len(permutation) // (4 * rows_per_step)))
+    borders = range(steps * rows_per_step, len(permutation), steps * rows_per_step)
+    stretches = np.split(permutation, borders)
+    return np.concatenate([stretch[np.argsort(-lengths[stretch], kind="stable")] for stretch in stretches])
 
 
 def learning_rates(schedule: Schedule, learning_rate: float) -> NDArray[np.float64]:
