@@ -40,13 +40,14 @@ SHAPES = (
     _pair("cmath", "input", "golden"),
 )
 PAIRS = ("alpaca", "prompt_completion", "question_answer", "cmath")
+FIELDS = ("prompt", "query", "response", "system", "history")  # of Columns, that a pair has
 
 
 def detect(first: Sequence[Any], name: str = "auto") -> tuple[Shape, str] | None:
     """The shape that most of some records have, with the reason; None if there is none.
 
-    Where no record has all keys of a shape, one that has any of them tells it: its faults are then named record
-    by record.
+    Where no record has all keys of a shape, any of the asked format's keys will do, or of BELLE's, the usual one:
+    what is missing is then named record by record.
 
     Args:
         first: records, at least one.
@@ -58,9 +59,8 @@ def detect(first: Sequence[Any], name: str = "auto") -> tuple[Shape, str] | None
         what = " and ".join(shape.keys) if shape.keys else "no keys: they are lists"
         return shape, f"{count} of the first {len(first)} records have {what}"
     for record in first:
-        if shape := _shape_of(record, name, whole=False):
-            found = shown_keys(record)
-            return shape, f"no record has {' and '.join(shape.keys)}, but the first has {found}"
+        if shape := _shape_of(record, "alpaca" if name == "auto" else name, whole=False):
+            return shape, f"none of the first {len(first)} records has {' and '.join(shape.keys)}, but some have a part"
     return None
 
 
@@ -87,15 +87,12 @@ def _fit(shape: Shape, record: Mapping[str, Any], keys: Mapping[str, str]) -> Sh
     """The shape with the spelling of this record's keys, and with the tags of its turns."""
     if shape.name in PAIRS:
         columns = shape.columns
-        spelled = {field: keys.get(key, key) for field in _FIELDS if (key := getattr(columns, field)) is not None}
+        spelled = {field: keys.get(key, key) for field in FIELDS if (key := getattr(columns, field)) is not None}
         return replace(shape, keys=tuple(keys.get(key, key) for key in shape.keys), columns=replace(columns, **spelled))
     if shape.name in ("sharegpt", "messages"):
         tags = _tags(record.get(shape.columns.messages), shape.tags)
         return replace(shape, tags=tags, name="messages" if tags is OPENAI else "sharegpt")
     return shape
-
-
-_FIELDS = ("prompt", "query", "response", "system", "history")
 
 
 def _spellings(record: Mapping[str, Any]) -> dict[str, str]:

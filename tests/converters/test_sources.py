@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from twintune.converters import source_text
@@ -24,6 +24,7 @@ spellings = st.builds(
     st.booleans(),
 )
 Spelling = Callable[[Any], str]
+at_any_pace = settings(deadline=None)  # the machine is shared: no test of this file is timed
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,7 @@ def records(path: Path, read_values: list[Any]) -> list[Record]:
     return [Record(path, row, value) for row, value in enumerate(read_values, 1)]
 
 
+@at_any_pace
 @given(st.lists(objects | lists, min_size=1), spellings, st.integers(1, 40), st.booleans())
 def test_an_array_comes_back_identical(
     file: Path, written: list[Any], spell: Spelling, chunk: int, marked: bool
@@ -55,6 +57,7 @@ def test_an_array_comes_back_identical(
     assert read(file, "\ufeff" * marked + spell(written), chunk) == records(file, written)
 
 
+@at_any_pace
 @given(st.lists(objects, min_size=1), st.booleans(), st.sampled_from(["\n", "\r\n", "\n\n \n"]), st.integers(1, 40))
 def test_lines_come_back_identical(file: Path, written: list[Any], ascii_only: bool, end: str, chunk: int) -> None:
     text = end.join(json.dumps(value, ensure_ascii=ascii_only) for value in written)
@@ -62,11 +65,13 @@ def test_lines_come_back_identical(file: Path, written: list[Any], ascii_only: b
     assert read(file, text + end, chunk) == records(file, written)
 
 
+@at_any_pace
 @given(st.lists(lists, min_size=2), st.integers(1, 40))
 def test_lines_of_lists_come_back_identical(file: Path, written: list[Any], chunk: int) -> None:
     assert read(file, "\n".join(map(json.dumps, written)), chunk) == records(file, written)
 
 
+@at_any_pace
 @given(st.lists(objects, min_size=1), spellings, st.sampled_from(["", " ", "\n", "\n\n"]), st.integers(1, 40))
 def test_objects_in_a_row_come_back_identical(
     file: Path, written: list[Any], spell: Spelling, between: str, chunk: int
@@ -74,6 +79,7 @@ def test_objects_in_a_row_come_back_identical(
     assert read(file, between.join(map(spell, written)), chunk) == records(file, written)
 
 
+@at_any_pace
 @given(st.data(), st.lists(objects, min_size=1), spellings, st.integers(1, 40))
 def test_a_fault_in_an_array_is_placed_as_the_standard_library_places_it(
     file: Path, data: st.DataObject, written: list[Any], spell: Spelling, chunk: int
@@ -99,6 +105,7 @@ def json_fault(text: str) -> json.JSONDecodeError | None:
     return None
 
 
+@at_any_pace
 @given(st.lists(st.sampled_from(['{"a": 1}', '{"a": }', "7", '{"a": NaN}', "{", '{"a": 1} x']), min_size=1))
 @example(['{"a": {"b": 1, "b": 2}', '{"a": 1}'])
 def test_every_line_is_a_record_or_a_rejection_of_its_own(file: Path, lines: list[str]) -> None:
@@ -107,6 +114,7 @@ def test_every_line_is_a_record_or_a_rejection_of_its_own(file: Path, lines: lis
     assert [isinstance(each, Record) for each in got] == [True, *(line == '{"a": 1}' for line in lines)]
 
 
+@at_any_pace
 @given(texts, st.sampled_from([b"\xff", b"\xc3(", b"\xed\xa0\x80"]), st.integers(1, 7))
 def test_a_bad_byte_is_told_with_its_offset(file: Path, before: str, bad: bytes, chunk: int) -> None:
     head = f'{{"a": "{before.replace(chr(0), "")}'.encode()
@@ -164,6 +172,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, arrangement: str) ->
     assert peak < 10 * source_text.CHUNK_BYTES  # a chunk as bytes, as text of 2 bytes a character, and as lines
 
 
+@at_any_pace
 @given(objects)
 def test_the_hash_is_of_the_content(value: dict[str, Any]) -> None:
     assert 0 <= stable_hash(value) < 1
