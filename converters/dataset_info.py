@@ -41,7 +41,7 @@ def describe(path: Path) -> tuple[Shape, str] | None:
             f"{info}: entries of one file must say the same, got {', '.join(names)} for {path.name}; "
             "remove all but one, or set data.format"
         )
-    return _shape(f"{info}: {names[0]}", entries[names[0]]), f"the entry {names[0]} of {info} says so"
+    return _shape(f"{info}: {names[0]}", entries[names[0]]), f"the entry {names[0]} of {info.name} says so"
 
 
 def _entries(info: Path) -> dict[str, Any]:

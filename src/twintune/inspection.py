@@ -1,8 +1,9 @@
 """What a recipe will train on, in numbers and examples, before anything is trained."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from twintune.recipe import Recipe
 
 BARS = 12  # of the length histogram
 WORST = 3  # examples of each kind
+LINTED = 1000  # rows that the linter looks into
 
 
 class Bar(NamedTuple):
@@ -55,7 +57,7 @@ class Example(NamedTuple):
 
 
 class RejectedReason(NamedTuple):
-    """Why records were rejected, how many, and where the first of them stands."""
+    """Why records were rejected, in the words for the first of them; how many; and where that one stands."""
 
     reason: str
     count: int
@@ -93,10 +95,11 @@ def inspect_recipe(recipe: Recipe, first: int) -> Inspection:
     """
     data = recipe.data.model_copy(update={"max_rejected_share": 1.0})
     origin = load_origin(recipe)
-    prepared = find_or_prepare(recipe.model_copy(update={"data": data}))
+    prepared = find_or_prepare(recipe.model_copy(update={"data": data}), origin)
     tokenizer, template = origin.maker.tokenizer, origin.maker.template
-    findings = lint(tokenizer, template, resolve_model(recipe.model), prepared.summary)
-    return inspect(prepared, recipe.data.cutoff_len, recipe.data.template, tokenizer, findings, first)
+    rows = list(islice(read_rows(prepared.folder), LINTED))
+    findings = lint(tokenizer, template, resolve_model(recipe.model), prepared.summary, rows)
+    return inspect(prepared, recipe.data.cutoff_len, template.name, tokenizer, findings, first)
 
 
 def inspect(
@@ -160,13 +163,14 @@ def _histogram(lengths: NDArray[np.int32]) -> list[Bar]:
 
 def _reasons(path: Path) -> list[RejectedReason]:
     counts: Counter[str] = Counter()
-    first: dict[str, str] = {}
+    first: dict[str, tuple[str, str]] = {}
     with path.open(encoding="utf-8") as stream:
         for line in stream:
             record = json.loads(line)
-            counts[record["reason"]] += 1
-            first.setdefault(record["reason"], f"{record['file']}: row {record['record']}")
-    return [RejectedReason(reason, count, first[reason]) for reason, count in counts.most_common()]
+            alike = re.sub(r"\d+|'.*'", "#", record["reason"])  # but for the numbers and values it tells
+            counts[alike] += 1
+            first.setdefault(alike, (record["reason"], f"{record['file']}: row {record['record']}"))
+    return [RejectedReason(first[alike][0], count, first[alike][1]) for alike, count in counts.most_common()]
 
 
 def _examples(prepared: Prepared, columns: dict[str, NDArray[Any]], tokenizer: Tokenizer, first: int) -> list[Example]:
@@ -186,16 +190,17 @@ def _examples(prepared: Prepared, columns: dict[str, NDArray[Any]], tokenizer: T
     for why, numbers in kinds.items():
         for number in numbers.tolist():
             chosen.setdefault(number, why)
-    rows = _read_rows(prepared.folder, {int(columns["row"][number]) for number in chosen})
+    wanted = {int(columns["row"][number]) for number in chosen}
+    training_rows = enumerate(islice(read_rows(prepared.folder), max(wanted) + 1))
+    rows = {number: row for number, row in training_rows if number in wanted}
     names = [file.name for file in prepared.summary.files]
     return [_example(columns, number, why, rows, names, tokenizer) for number, why in chosen.items()]
 
 
-def _read_rows(folder: Path, wanted: set[int]) -> dict[int, Row]:
-    """Some rows by their number, from whichever file is there."""
+def read_rows(folder: Path) -> Iterator[Row]:
+    """The training rows of a prepared folder, from whichever file is there."""
     in_arrow = (folder / ARROW).is_file()
-    rows = arrow.read_rows(folder / ARROW) if in_arrow else mindrecord.read_rows(folder / MINDRECORD)
-    return {number: row for number, row in enumerate(islice(rows, max(wanted) + 1)) if number in wanted}
+    return arrow.read_rows(folder / ARROW) if in_arrow else mindrecord.read_rows(folder / MINDRECORD)
 
 
 def _example(

@@ -32,7 +32,7 @@ def facts(inspection: Inspection) -> list[tuple[str, str]]:
         ("without a closing token", str(summary.not_closed)),
         ("duplicates", f"{summary.duplicates} with the same tokens as an earlier one"),
         ("tokens", f"{summary.tokens:,}, of which {summary.trained_tokens:,} are trained ({_trained(inspection):.1%})"),
-        ("rows", f"{summary.count} {'packed, ' if summary.packed else ''}longest {summary.row_length} tokens"),
+        ("rows", f"{summary.count}{', packed' if summary.packed else ''}, longest {summary.row_length} tokens"),
         ("template", inspection.template),
         ("pad token", f"{summary.pad_token.value!r} ({summary.pad_token.reason})"),
     ]
@@ -42,12 +42,10 @@ def facts(inspection: Inspection) -> list[tuple[str, str]]:
 
 def print_inspection(inspection: Inspection, console: "Console") -> None:
     """Figures, histogram, findings, rejected records and examples; trained text is green."""
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    for name, sentence in facts(inspection):
-        table.add_row(name, sentence)
-    console.print(table, markup=False)
+    figures = facts(inspection)
+    width = max(len(name) for name, _ in figures)
+    for name, sentence in figures:
+        console.print(f"{name:<{width}}  {sentence}", markup=False, highlight=False)
     console.print("\nconversations by tokens", style="bold")
     most = max(bar.count for bar in inspection.histogram)
     for bar in inspection.histogram:

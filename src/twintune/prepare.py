@@ -38,13 +38,15 @@ def prepare(recipe: Recipe, output_dir: Path) -> Prepared:
     return _prepare(recipe, load_origin(recipe), output_dir)
 
 
-def find_or_prepare(recipe: Recipe) -> Prepared:
+def find_or_prepare(recipe: Recipe, origin: Origin | None = None) -> Prepared:
     """The rows of a recipe: from where prepare left them, from the cache, or prepared there now.
+
+    `origin` is the recipe's, where it is loaded already.
 
     Raises:
         UserError: what prepare and open_prepared raise.
     """
-    origin = load_origin(recipe)
+    origin = origin or load_origin(recipe)
     cached = _cache_place(origin.fingerprint, installed_formats())
     note = cached.with_suffix(".path")
     if note.is_file():
