@@ -13,8 +13,9 @@ ABOUT = ("readme", "license", "licence")  # in names of files that are about the
 def find_files(entry: str) -> list[Path]:
     """The data files that an entry names, sorted by name.
 
-    Of a folder, every data file directly in it; dataset_info.json, hidden files, and files named README or
-    LICENSE are passed over, anything else is refused by name. A path that exists is never taken for a glob.
+    Of a folder, every data file directly in it; hidden files and files named README or LICENSE are passed over,
+    anything else is refused by name. dataset_info.json is never data, unless it is the entry itself. A path that
+    exists is not taken for a glob.
 
     Raises:
         UserError: if nothing is there or it cannot be read, for a folder without data or with other things in
@@ -53,7 +54,8 @@ def _is_about(path: Path) -> bool:
 
 
 def _matching(pattern: str) -> list[Path]:
-    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  takes absolute ones
+    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
+    found = [path for name in matches if (path := Path(name)).name != DESCRIPTION]
     if not found:
         raise UserError(f"{pattern}: the glob must match at least one file, got none")
     names: dict[Path, Path] = {}

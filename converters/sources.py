@@ -92,6 +92,6 @@ def _opens_lines(window: TextWindow) -> bool:
     line = window.line_ahead()
     try:
         end = JsonScanner().scan(line, 0)[1]
-    except json.JSONDecodeError:  # a malformed line, or the first of several that make up an object
-        return line.strip() != "{" and window.character_after(line) in ("{", "")
+    except json.JSONDecodeError as error:  # at the line's end, it may go on in the next
+        return error.pos < len(line.rstrip())
     return not line[end:].lstrip().startswith("{")

@@ -35,7 +35,8 @@ def test_what_is_no_data_in_a_folder_is_told_by_name(tmp_path: Path) -> None:
 
 
 def test_a_glob_is_what_it_matches_in_order(tmp_path: Path) -> None:
-    touch(tmp_path, "b.jsonl", "a.jsonl", "c.json", "more/d.jsonl")
+    touch(tmp_path, "b.jsonl", "a.jsonl", "c.json", "dataset_info.json", "more/d.jsonl")
+    assert names(tmp_path / "*.json") == ["c.json"]
     assert names(tmp_path / "*.jsonl") == ["a.jsonl", "b.jsonl"]
     assert names(tmp_path / "**" / "*.jsonl") == ["a.jsonl", "b.jsonl", "d.jsonl"]
 

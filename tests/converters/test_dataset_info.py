@@ -41,7 +41,7 @@ def save(folder: Path, entry: dict[str, Any], record: dict[str, Any]) -> Path:
 )
 def test_columns_and_tags_are_those_of_the_entry(tmp_path: Path, entry: dict[str, Any], record: dict[str, Any]) -> None:
     path = save(tmp_path, entry, record)
-    assert load_format(path).reason == f"the entry mine of {tmp_path / 'dataset_info.json'} says so"
+    assert load_format(path).reason == "the entry mine of dataset_info.json says so"
     (conversation,) = to_conversations(path)
     assert conversation.messages == (Message("human", "q"), Message("assistant", "a"))
 

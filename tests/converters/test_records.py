@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from twintune.converters.conversation import Conversation, Message
+from twintune.converters.conversation import Conversation, Message, Role
 from twintune.converters.records import stream_conversations, to_conversations, write_conversations
 from twintune.errors import UserError
 
@@ -44,7 +44,7 @@ def test_what_is_written_piece_by_piece_is_one_indented_array(tmp_path: Path, co
 
 
 def test_written_conversations_are_read_back_the_same(tmp_path: Path) -> None:
-    roles = ("system", "human", "assistant", "human", "assistant")
+    roles: tuple[Role, ...] = ("system", "human", "assistant", "human", "assistant")
     messages = tuple(
         Message(role, role, trained) for role, trained in zip(roles, (None, False, False, None, True), strict=True)
     )

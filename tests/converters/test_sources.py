@@ -122,6 +122,18 @@ def test_a_bad_byte_is_told_with_its_offset(file: Path, before: str, bad: bytes,
         read(file, head + bad + b'"}', chunk)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"turns": [\n{"from": "human"},\n{"from": "gpt"}\n]}\n' * 3,
+        '{"turns":\n[{"from": "human"}, {"from": "gpt"}]}' * 3,
+        '{"turns": [{"from": "human"},\n\n {"from": "gpt"}]\n}\n' * 3,
+    ],
+)
+def test_objects_may_break_their_lines_anywhere(file: Path, text: str) -> None:
+    assert read(file, text) == records(file, [{"turns": [{"from": "human"}, {"from": "gpt"}]}] * 3)
+
+
 def test_white_space_of_unicode_is_text(file: Path) -> None:
     got = read(file, '{"a": "b\u2028c"}\n\u3000\n{"a": "\u3000"}\n')
     assert [type(each) for each in got] == [Record, Rejection, Record]
