@@ -12,9 +12,10 @@ from typing import Protocol
 import numpy as np
 
 from twintune.converters.conversation import Conversation, Message
+from twintune.converters.encoding import encode_segments
 from twintune.converters.finding import Finding as Finding
 from twintune.converters.lint_config import lint_config
-from twintune.converters.rows import Row, encode_segments
+from twintune.converters.rows import Row
 from twintune.converters.templates import OWN_TEMPLATE, Template, load_template
 from twintune.converters.tokenizer import Tokenizer
 from twintune.errors import UserError

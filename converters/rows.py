@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.converters.conversation import NothingTrained
+from twintune.converters.encoding import encode_segments, stretches
 from twintune.converters.templates import Segment
-from twintune.converters.tokenizer import Encoding, Span, Tokenizer
+from twintune.converters.tokenizer import Tokenizer
 from twintune.errors import UserError
 
 IGNORED = -100
@@ -86,63 +87,6 @@ def make_row(
     return row
 
 
-def encode_segments(
-    segments: Sequence[Segment], tokenizer: Tokenizer, add_special_tokens: bool, split_special_tokens: bool = True
-) -> Encoding:
-    """Encode the joined text; special tokens that a record spells are plain text if `split_special_tokens`.
-
-    Raises:
-        UserError: if the tokenizer cannot keep them apart.
-    """
-    text = "".join([segment.text for segment in segments])
-    if not split_special_tokens:
-        return tokenizer.encode(text, add_special_tokens)
-    stretches = _template_stretches(segments)
-    # The usual case: no record spells a special token, nor a part of one that the template's words complete.
-    if all(_within(span, stretches) for span in tokenizer.special_spans(text)):
-        encoding = tokenizer.encode(text, add_special_tokens)
-        if not _special_token_of_a_record(encoding, tokenizer, stretches):
-            return encoding
-    spans = [
-        (start + first, start + last)
-        for start, end in stretches
-        for first, last in tokenizer.special_spans(text[start:end])
-    ]
-    encoding = tokenizer.encode(text, add_special_tokens, spans)
-    if found := _special_token_of_a_record(encoding, tokenizer, stretches):
-        raise UserError(
-            f"a record's text must stay plain text, got {found!r}, which {tokenizer.source} can only read as a "
-            "special token; remove it or set data.split_special_tokens to false"
-        )
-    return encoding
-
-
-def _template_stretches(segments: Sequence[Segment]) -> list[Span]:
-    """Where the template's words stand in the joined text, neighbours as one."""
-    stretches: list[Span] = []
-    place = 0
-    for segment in segments:
-        end = place + len(segment.text)
-        if not segment.content:
-            joined = bool(stretches) and stretches[-1][1] == place
-            stretches[-1 if joined else len(stretches) :] = [(stretches[-1][0] if joined else place, end)]
-        place = end
-    return stretches
-
-
-def _within(span: Span, stretches: Sequence[Span]) -> bool:
-    return any(start <= span[0] and span[1] <= end for start, end in stretches)
-
-
-def _special_token_of_a_record(encoding: Encoding, tokenizer: Tokenizer, stretches: Sequence[Span]) -> str | None:
-    """The text that became a special token outside the template's words, as a normalizer can make of "＜/s＞"."""
-    for place in np.flatnonzero(tokenizer.is_special[encoding.ids]):
-        first, last = encoding.offsets[place].tolist()
-        if first < last and not _within((first, last), stretches):
-            return next(text for text, number in tokenizer.special_tokens.items() if number == encoding.ids[place])
-    return None
-
-
 def _kept(
     whole: NDArray[np.int32], tokenizer: Tokenizer, cutoff_len: int, strategy: TruncationStrategy
 ) -> slice | list[int]:
@@ -174,10 +118,6 @@ def _refuse_pad(row: Row, tokenizer: Tokenizer) -> None:
 def _trained_tokens(segments: Sequence[Segment], offsets: NDArray[np.int32]) -> NDArray[np.bool_]:
     starts, ends = offsets[:, 0], offsets[:, 1]
     trained = np.zeros(len(offsets), np.bool_)
-    place = 0
-    for segment in segments:
-        end = place + len(segment.text)
-        if segment.trained:
-            trained |= (starts < end) & (ends > place) & (starts < ends)
-        place = end
-    return trained
+    for start, end in stretches(segments, lambda segment: segment.trained):
+        trained |= (starts < end) & (ends > start)
+    return trained & (starts < ends)

@@ -58,12 +58,11 @@ class SentencePieceTokenizer(Tokenizer):
 
         That holds where the pieces spell the text byte by byte; a model that normalizes text is asked instead.
         """
-        numbers: list[int] = self._model.encode(text)
-        ids = np.array(numbers, np.int32)
-        spelled = b"".join(map(self._letters.__getitem__, numbers))
-        written = text.replace(" ", SPACE).encode()
-        prefix = len(spelled) - len(written)
-        if prefix in (0, len(SPACE.encode())) and spelled == SPACE.encode()[:prefix] + written:
+        ids: NDArray[np.int32] = self._model.encode(text, return_type="numpy")
+        spelled = b"".join(map(self._letters.__getitem__, ids.tolist()))
+        written = text.encode()
+        prefix = len(spelled) - len(written)  # of one space, where the model begins a text with one
+        if prefix in (0, 1) and spelled == b" "[:prefix] + written:
             return Encoding(ids, _character_offsets(self._sizes[ids], written, prefix))
         mapping = self._model.encode(text, return_type="offset_mapping")
         return Encoding(ids, _with_characters(mapping["offsets"], len(text)))
@@ -93,8 +92,8 @@ def load_sentencepiece_tokenizer(
 
 
 def _letters(model: Any, number: int, piece: str) -> bytes:
-    """The UTF-8 bytes that a piece stands for, spaces as SentencePiece writes them."""
-    return bytes([int(piece[3:-1], 16)]) if model.is_byte(number) else piece.encode()
+    """The UTF-8 bytes that a piece stands for."""
+    return bytes([int(piece[3:-1], 16)]) if model.is_byte(number) else piece.replace(SPACE, " ").encode()
 
 
 def _one_token(number: int, first: int, last: int) -> Encoding:
@@ -118,13 +117,15 @@ def _character_offsets(sizes: NDArray[np.int32], written: bytes, prefix: int) ->
 
     A byte within a character stands for the whole of it, a piece of the prefix alone for the first character.
     """
-    ends = np.cumsum(sizes) - prefix
-    starts = np.maximum(ends - sizes, 0)
-    lead = (np.frombuffer(written, np.uint8) & 0xC0) != 0x80
-    before = np.cumsum(lead) - 1  # the character of each byte
+    ends = np.cumsum(sizes, dtype=np.int32) - np.int32(prefix)
     offsets = np.empty((len(sizes), 2), np.int32)
-    offsets[:, 0] = before[starts]
-    offsets[:, 1] = before[np.maximum(ends, 1) - 1] + 1
+    offsets[:, 0] = np.maximum(ends - sizes, 0)
+    offsets[:, 1] = np.maximum(ends, 1)
+    if not written.isascii():
+        lead = (np.frombuffer(written, np.uint8) & 0xC0) != 0x80
+        characters = np.cumsum(lead, dtype=np.int32)  # begun up to each byte
+        offsets[:, 0] = characters[offsets[:, 0]] - 1
+        offsets[:, 1] = characters[offsets[:, 1] - 1]
     return offsets
 
 

@@ -8,7 +8,7 @@ from typing import get_args
 from twintune.backends import Choice, choose_backend, load_backend
 from twintune.converters.adapter import read_adapter_config
 from twintune.converters.conversation import Message
-from twintune.converters.rows import encode_segments
+from twintune.converters.encoding import encode_segments
 from twintune.converters.templates import OWN_TEMPLATE, Template, load_template
 from twintune.converters.tokenizer import Tokenizer
 from twintune.converters.tokens import load_tokenizer

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.tiny_tokenizers import CHATML, save_chatml_tokenizer, save_fast_twin, save_gpt2, save_sentencepiece_model
 from twintune.converters.conversation import Conversation, Message
-from twintune.converters.rows import IGNORED, encode_segments, make_row
+from twintune.converters.encoding import encode_segments
+from twintune.converters.rows import IGNORED, make_row
 from twintune.converters.templates import Segment, Template, load_template
 from twintune.converters.tokenizer import Tokenizer
 from twintune.converters.tokens import load_tokenizer
@@ -177,6 +178,26 @@ def test_a_special_token_across_the_border_of_words_and_content_is_text(tmp_path
     assert np.count_nonzero(row.input_ids == tokenizer.eos_token_id) == 2
     learned = row.labels[row.labels != IGNORED].tolist()
     assert tokenizer.decode(learned) == "b<|im_end|>"
+
+
+@pytest.mark.parametrize("spelled", ["b", "<|im_end|> b"])
+def test_a_mark_that_swallows_the_space_of_a_record_stays_the_templates(tmp_path: Path, spelled: str) -> None:
+    """Phi-3 and its kin have marks with rstrip: whitespace after them is a part of the token."""
+    folder = save_chatml_tokenizer(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace('"rstrip": false', '"rstrip": true'))
+    tokenizer = load_tokenizer(folder)
+    template = load_template(
+        "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}",
+        tokenizer,
+    )
+    segments = template.segments(conversation("q", f"  {spelled}"))
+    encoding = encode_segments(segments, tokenizer, False)
+    assert np.count_nonzero(tokenizer.is_special[encoding.ids]) == 4
+    start = len("<|im_start|>q<|im_end|>")
+    assert [start, start + len("<|im_start|>  ")] in encoding.offsets.tolist()
 
 
 def test_llamas_merges_do_not_make_a_special_token_of_letters(tiny_fast_twin_folder: Path) -> None:
