@@ -1,4 +1,4 @@
-"""Records from files: which files an entry names, and what each holds, one record at a time.
+"""Records from files: what each holds, one record at a time.
 
 A file is read by what is in it; its name is a hint where the content alone could be two things. Memory is
 bounded by one record, whatever the file's size.
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from twintune.converters.data_files import find_files as find_files
 from twintune.converters.faults import Fault
 from twintune.converters.json_scanner import JsonScanner
 from twintune.converters.json_stream import read_array, read_lines, read_objects
