@@ -115,7 +115,7 @@ def test_prepare_prints_what_it_kept(work: Path) -> None:
     assert "data.json: alpaca (12 of the first 12 records have instruction and output)\n" in out
     assert f"12 rows, longest {rows['row_length']} tokens\n" in out
     assert f"{rows['trained_tokens']} of {rows['tokens']} tokens are trained\n" in out
-    assert manifest["cutoff_len"] == 200
+    assert manifest["data"]["cutoff_len"] == 200
 
 
 @pytest.mark.skipif(bool(missing_packages("cuda")), reason="plans with torch")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from twintune.conversation_facts import read_conversations
 from twintune.converters import arrow, mindrecord
 from twintune.converters.lint import Finding, lint
 from twintune.converters.packing import pack
@@ -115,7 +116,7 @@ def inspect(
         findings: of the linter.
         first: examples from the beginning, before the worst ones.
     """
-    columns = _columns(prepared.folder / CONVERSATIONS)
+    columns = read_conversations(prepared.folder / CONVERSATIONS)
     lengths = columns["tokens"]
     return Inspection(
         prepared,
@@ -127,16 +128,6 @@ def inspect(
         findings,
         _examples(prepared, columns, tokenizer, first),
     )
-
-
-def _columns(path: Path) -> dict[str, NDArray[Any]]:
-    """What is known of the training conversations, by column."""
-    import pyarrow as pa
-
-    with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_stream(source).read_all()
-        training = ~table["validation"].to_numpy()
-        return {name: table[name].to_numpy()[training] for name in table.schema.names}
 
 
 def _padding(lengths: NDArray[np.int32], cutoff_len: int) -> dict[str, float]:

@@ -19,12 +19,13 @@ from twintune.backends import (
     choose_backend,
     load_backend,
 )
+from twintune.conversation_facts import read_row_lengths
 from twintune.converters.adapter import WEIGHTS, make_initial_adapter, write_adapter
 from twintune.converters.names import linear_shapes
 from twintune.errors import UserError
 from twintune.models import read_model_config, resolve_model
 from twintune.prepare import find_or_prepare
-from twintune.prepared import Prepared
+from twintune.prepared import CONVERSATIONS, Prepared
 from twintune.progress import Progress
 from twintune.recipe import Recipe
 from twintune.schedule import row_order, step_count, warmup_steps
@@ -96,10 +97,11 @@ def _check_vocabulary(model: Path, config: dict[str, Any], prepared: Prepared) -
 def _job(recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, device: str, dtype: str) -> TrainJob:
     train = recipe.train
     steps = step_count(train, prepared.summary.count)
+    lengths = read_row_lengths(prepared.folder / CONVERSATIONS) if train.group_by_length else None
     return TrainJob(
         model=model,
         rows=prepared.folder,
-        order=row_order(prepared.summary.count, train),
+        order=row_order(prepared.summary.count, train, lengths),
         packed=prepared.summary.packed,
         row_length=prepared.summary.row_length,
         pad_token_id=prepared.summary.pad_token_id,
@@ -190,6 +192,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("dtype", f"{run.dtype.value} ({run.dtype.reason}); LoRA matrices in float32"),
         ("model", f"{job.model} ({run.config['model_type']}, {run.config['num_hidden_layers']} layers)"),
         ("rows", f"{summary.count} in {run.prepared.folder}, longest {summary.row_length} tokens, {_cut(run)}"),
+        ("packing", _packing(run)),
         ("trained tokens", f"{summary.trained_tokens} of {summary.tokens} an epoch"),
         ("pad token", f"{summary.pad_token.value!r} ({summary.pad_token.reason})"),
         (
@@ -211,6 +214,14 @@ def _dropout(job: TrainJob) -> str:
         f"{job.lora.lora_dropout}: each backend draws its own, so that losses agree in the mean only; "
         "MindSpore's graph mode does not repeat its draws for a seed"
     )
+
+
+def _packing(run: Run) -> str:
+    summary = run.prepared.summary
+    if summary.packed:
+        return f"{summary.conversations} conversations in these rows, none sees another"
+    grouped = "; rows of like length share a batch" if run.recipe.train.group_by_length else ""
+    return f"none, a row holds one conversation (data.packing: true trains on less padding){grouped}"
 
 
 def _cut(run: Run) -> str:
