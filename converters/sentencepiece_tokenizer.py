@@ -34,7 +34,9 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__(source, Vocabulary(ids, special_ids, **by_task), pad_token)
         self._model = model
         self._letters = [_letters(model, number, piece) for number, piece in enumerate(pieces)]
-        self._sizes = np.array([len(letters) for letters in self._letters], np.int32)
+        begun = [[byte & 0xC0 != 0x80 for byte in letters] for letters in self._letters]
+        self._begun = np.array([sum(bytes_begun) for bytes_begun in begun], np.int32)
+        self._continues = np.array([bytes_begun[:1] == [False] for bytes_begun in begun], np.int32)
 
     def encode(self, text: str, add_special_tokens: bool, special_spans: Sequence[Span] | None = None) -> Encoding:
         """See Tokenizer."""
@@ -63,9 +65,21 @@ class SentencePieceTokenizer(Tokenizer):
         written = text.encode()
         prefix = len(spelled) - len(written)  # of one space, where the model begins a text with one
         if prefix in (0, 1) and spelled == b" "[:prefix] + written:
-            return Encoding(ids, _character_offsets(self._sizes[ids], written, prefix))
+            return Encoding(ids, self._character_offsets(ids, prefix))
         mapping = self._model.encode(text, return_type="offset_mapping")
         return Encoding(ids, _with_characters(mapping["offsets"], len(text)))
+
+    def _character_offsets(self, ids: NDArray[np.int32], prefix: int) -> NDArray[np.int32]:
+        """Character offsets of pieces that spell a text after a prefix of so many spaces.
+
+        A byte within a character stands for the whole of it, a piece of the prefix alone for the first character.
+        """
+        begun = self._begun[ids]
+        ends = np.cumsum(begun, dtype=np.int32) - np.int32(prefix)
+        offsets = np.empty((len(ids), 2), np.int32)
+        np.maximum(ends - begun - self._continues[ids], 0, out=offsets[:, 0])
+        np.maximum(ends, 1, out=offsets[:, 1])
+        return offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Tokenizer."""
@@ -110,23 +124,6 @@ def _stretches(spans: Sequence[Span], length: int) -> Iterator[tuple[int, int, b
         done = last
     if done < length:
         yield done, length, False
-
-
-def _character_offsets(sizes: NDArray[np.int32], written: bytes, prefix: int) -> NDArray[np.int32]:
-    """Character offsets of pieces of `sizes` bytes that spell `written` after a prefix of so many bytes.
-
-    A byte within a character stands for the whole of it, a piece of the prefix alone for the first character.
-    """
-    ends = np.cumsum(sizes, dtype=np.int32) - np.int32(prefix)
-    offsets = np.empty((len(sizes), 2), np.int32)
-    offsets[:, 0] = np.maximum(ends - sizes, 0)
-    offsets[:, 1] = np.maximum(ends, 1)
-    if not written.isascii():
-        lead = (np.frombuffer(written, np.uint8) & 0xC0) != 0x80
-        characters = np.cumsum(lead, dtype=np.int32)  # begun up to each byte
-        offsets[:, 0] = characters[offsets[:, 0]] - 1
-        offsets[:, 1] = characters[offsets[:, 1] - 1]
-    return offsets
 
 
 def _with_characters(offsets: Sequence[Span], length: int) -> NDArray[np.int32]:
