@@ -4,12 +4,13 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bad_data import Case, cases, expected, make_corpus
 from tests.smallest_recipe import RECORDS, write_json, write_smallest_recipe
 from tests.tiny_tokenizers import save_chatml_tokenizer
 from twintune import backends
@@ -103,6 +104,26 @@ def test_every_bad_record_is_told_at_once(
     assert len(refused(COMMANDS["prepare"], capfd, monkeypatch)) == 3
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
+    folder = tmp_path_factory.mktemp("corpus")
+    yield {case.name: case for case in cases(make_corpus(folder))}
+    shutil.rmtree(folder)  # 300 MB
+
+
+@pytest.mark.parametrize("name", expected())
+def test_each_bad_file_and_record_is_one_line(
+    workplace: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    corpus: dict[str, Case],
+    name: str,
+) -> None:
+    case = corpus[name]
+    (sentence,) = refused([*COMMANDS["prepare"], f"data.train={json.dumps([case.entry])}"], capfd, monkeypatch)
+    assert case.words in sentence
+
+
 def answer_beyond_the_cut(workplace: Path) -> None:
     long = {"instruction": "题目：" * 300, "input": "", "output": "9"}
     write_json(workplace / "data.json", [*RECORDS, long])
@@ -134,7 +155,11 @@ def unchanged(workplace: Path) -> None:
     ("spoil", "override", "sentence"),
     [
         (answer_beyond_the_cut, None, r"data\.json: row 13: at least one token must be trained, got none"),
-        (pad_in_the_text, "data.split_special_tokens=false", r"data\.json: row 2: the pad token must not occur in a row, .* model\.pad_token"),
+        (
+            pad_in_the_text,
+            "data.split_special_tokens=false",
+            r"data\.json: row 2: the pad token must not occur in a row, .* model\.pad_token",
+        ),
         (unchanged, "model.pad_token=▁", r"data\.json: row 1: the pad token must not occur in a row"),
         (unchanged, "model.pad_token=nope", r"model\.pad_token must be a token of the tokenizer"),
         (tokenizer_without_eos, None, "the tokenizer must have an eos token, .* tokenizer_config.json"),

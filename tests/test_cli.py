@@ -83,7 +83,7 @@ def test_a_refusal_goes_to_stderr_with_exit_code_2(work: Path) -> None:
 def test_convert_makes_fastchat_conversations(work: Path) -> None:
     write_json(work / "data.json", [*RECORDS, {"instruction": "加", "input": "1, 2", "output": "3"}])
     out = succeed(work, "convert", "data.json", "-o", "conversations.json")
-    assert out == f"read {len(RECORDS) + 1} records, kept {len(RECORDS) + 1}, rejected 0: conversations.json\n"
+    assert out == f"kept every record, rejected 0: {len(RECORDS) + 1} conversations in conversations.json\n"
     conversations = json.loads((work / "conversations.json").read_text(encoding="utf-8"))
     assert conversations[-1] == {
         "id": f"bellemath{len(RECORDS) + 1}",

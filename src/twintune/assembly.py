@@ -184,6 +184,8 @@ def refuse_rejected(parts: Sequence[Path], names: Sequence[str], share: float) -
         if len(shown) == SHOWN:
             break
         shown.append(f"{names[one.file]}: row {one.record}: {one.reason}")
+    if kinds.total() == 1:
+        raise UserError(f"{shown[0]} (1 of {read} records may not be rejected at data.max_rejected_share {share:g})")
     raise UserError(
         *shown,
         f"data.max_rejected_share: at most {share:.1%} of the records may be rejected, and some must be kept, got "

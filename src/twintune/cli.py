@@ -58,16 +58,16 @@ def _version(
 
 @app.command()
 def convert(
-    data: Annotated[Path, typer.Argument(metavar="DATA.json", help="BELLE/Alpaca records.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA.json", help="Records of any format.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The conversations file to write.")],
     id_prefix: Annotated[str, typer.Option(help="Before the record's number in each id.")] = "bellemath",
+    data_format: FormatFlag = None,
 ) -> None:
-    """Turn instruction records into FastChat conversations."""
-    from twintune.converters.records import to_conversations, write_conversations
+    """Turn records into FastChat conversations."""
+    from twintune.converters.records import stream_conversations, write_conversations
 
-    conversations = to_conversations(data, id_prefix)
-    write_conversations(conversations, output)
-    print(f"read {len(conversations)} records, kept {len(conversations)}, rejected 0: {output}")
+    count = write_conversations(stream_conversations(data, id_prefix, data_format or "auto"), output)
+    print(f"kept every record, rejected 0: {count} conversations in {output}")
 
 
 @app.command()
