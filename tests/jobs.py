@@ -83,7 +83,7 @@ def make_packed_job(folder: Path, family: str = "llama", accumulation: int = 1, 
     """make_job on packed rows: 2 * accumulation of them in a step."""
     rows = packed_rows()
     steps = changes.get("steps", STEPS)
-    fields = {
+    fields: dict[str, Any] = {
         "rows": write_packed_rows(folder / "rows", rows),
         "order": np.random.default_rng(2).integers(0, len(rows), size=(steps, accumulation, 2)),
         "row_length": PACKED_LENGTH,

@@ -29,7 +29,7 @@ class PackedNetwork(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         if not self.as_ends:
             _hide_by_mask(network)
 
-    def construct(self, input_ids: ms.Tensor, labels: ms.Tensor, borders: ms.Tensor) -> tuple[ms.Tensor, ...]:
+    def construct(self, input_ids: ms.Tensor, labels: ms.Tensor, borders: ms.Tensor) -> Any:
         """Loss sum and trained tokens.
 
         Args:

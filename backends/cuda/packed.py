@@ -95,7 +95,7 @@ def attend_by_conversation(
     lengths = cu_seq_lens_q.diff().tolist()
     conversations = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     outputs = [
-        scaled_dot_product_attention(*states, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True)
-        for states in conversations
+        scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True)
+        for q, k, v in conversations
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None

@@ -28,7 +28,9 @@ def warmup_steps(train: TrainSection, steps: int) -> int:
     return math.ceil(train.warmup_ratio * steps)
 
 
-def row_order(rows: int, train: TrainSection, lengths: Sequence[int] | None = None) -> NDArray[np.int64]:
+def row_order(
+    rows: int, train: TrainSection, lengths: Sequence[int] | NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """The row numbers in the order of training, int64 [max_steps, accumulation, batch].
 
     Each epoch is a permutation drawn from (seed, epoch); epochs follow each other without a gap, so

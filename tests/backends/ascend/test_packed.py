@@ -96,7 +96,7 @@ def test_the_compressed_mask_counts_on_from_row_to_row() -> None:
     """The kernel sees the rows of a micro-batch as one line, as MindFormers' asl_batch_wrapper prepares it."""
     from twintune.backends.ascend.packed import PackedNetwork
 
-    class Echo(mindspore.nn.Cell):  # type: ignore[misc]
+    class Echo(mindspore.nn.Cell):  # type: ignore[misc, name-defined]
         def construct(self, input_ids: Any, labels: Any, ends: Any) -> Any:
             return ends
 

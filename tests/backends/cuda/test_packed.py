@@ -103,7 +103,7 @@ def test_a_packed_run_says_which_attention_it_uses(tmp_path: Path) -> None:
 
 
 def test_dropout_of_the_adapter_is_drawn_for_packed_rows_too(tmp_path: Path) -> None:
-    losses = []
+    losses: list[list[float]] = []
     for seed in (0, 0, 1):
         folder = tmp_path / str(len(losses))
         job = make_packed_job(folder, steps=4, lora=Lora(4, 8, 0.3, ("q_proj", "v_proj")), seed=seed)
