@@ -160,6 +160,22 @@ def test_both_profiles_name_an_input_of_the_network(
     assert settings["use_flash_attention"] == (device == "npu")
 
 
+def test_the_npu_network_is_built_for_lines_of_conversations(tmp_path: Path) -> None:
+    """It cannot be run without an NPU; its constructor refuses what does not go together."""
+    from mindformers import build_context
+    from mindformers.models.build_model import build_network
+    from mindformers.tools.register import MindFormerConfig
+
+    from twintune.backends.ascend.profile import context
+
+    config = training_config(packed(tmp_path, row_length=2048), "npu")
+    build_context({"context": context("cpu"), "parallel": {}, "use_parallel": False})
+    network = build_network(MindFormerConfig(**config["model"]))
+    (attention,) = (cell for name, cell in network.cells_and_names() if name.endswith("layers.0.attention"))
+    assert attention.use_eod_attn_mask_compression
+    assert (attention.input_layout, attention.sparse_mode) == ("TND", 8)
+
+
 @pytest.mark.parametrize("device", ["npu", "cpu"])
 def test_a_plain_job_knows_nothing_of_packing(tmp_path: Path, device: str) -> None:
     config = training_config(make_job(tmp_path), device)
