@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from twintune.converters.templates import Segment
 from twintune.converters.tokenizer import Encoding, Span, Tokenizer
 from twintune.errors import UserError
@@ -17,24 +15,56 @@ def encode_segments(
     Raises:
         UserError: if the tokenizer cannot keep them apart.
     """
-    text = "".join([segment.text for segment in segments])
+    (encoding,) = encode_batch([segments], tokenizer, add_special_tokens, split_special_tokens)
+    if isinstance(encoding, UserError):
+        raise encoding
+    return encoding
+
+
+def encode_batch(
+    batch: Sequence[Sequence[Segment]],
+    tokenizer: Tokenizer,
+    add_special_tokens: bool,
+    split_special_tokens: bool = True,
+) -> list[Encoding | UserError]:
+    """Encode the joined texts of many conversations as encode_segments does one, errors in their places."""
+    texts = ["".join([segment.text for segment in segments]) for segments in batch]
+    encodings: list[Encoding | UserError] = list(tokenizer.encode_batch(texts, add_special_tokens))
     if not split_special_tokens:
-        return tokenizer.encode(text, add_special_tokens)
+        return encodings
+    for number, (segments, text) in enumerate(zip(batch, texts, strict=True)):
+        if not _is_as_meant(segments, text, encodings[number], tokenizer):
+            encodings[number] = _encode_by_position(segments, text, tokenizer, add_special_tokens)
+    return encodings
+
+
+def _is_as_meant(segments: Sequence[Segment], text: str, encoding: Encoding | UserError, tokenizer: Tokenizer) -> bool:
+    """The usual case: no record spells a special token, nor a part of one that the template's words complete."""
     words = stretches(segments, lambda segment: not segment.content)
-    # The usual case: no record spells a special token, nor a part of one that the template's words complete.
     spans = tokenizer.special_spans(text)
-    if all(_within(span, words) for span in spans):
-        encoding = tokenizer.encode(text, add_special_tokens)
-        if not _special_token_of_a_record(encoding, tokenizer, spans):
-            return encoding
+    return (
+        isinstance(encoding, Encoding)
+        and all(_within(span, words) for span in spans)
+        and not _special_token_of_a_record(encoding, tokenizer, spans)
+    )
+
+
+def _encode_by_position(
+    segments: Sequence[Segment], text: str, tokenizer: Tokenizer, add_special_tokens: bool
+) -> Encoding | UserError:
+    """Special tokens are those that the template's own words spell."""
+    words = stretches(segments, lambda segment: not segment.content)
     spans = [
         (start + first, start + last)
         for start, end in words
         for first, last in tokenizer.special_spans(text[start:end])
     ]
-    encoding = tokenizer.encode(text, add_special_tokens, spans)
+    try:
+        encoding = tokenizer.encode(text, add_special_tokens, spans)
+    except UserError as error:
+        return error
     if found := _special_token_of_a_record(encoding, tokenizer, spans):
-        raise UserError(
+        return UserError(
             f"a record's text must stay plain text, got {found!r}, which {tokenizer.source} can only read as a "
             "special token; remove it or set data.split_special_tokens to false"
         )
@@ -63,7 +93,7 @@ def _special_token_of_a_record(encoding: Encoding, tokenizer: Tokenizer, spans: 
 
     A token may be wider than its span: some swallow the whitespace beside them (lstrip, rstrip).
     """
-    for place in np.flatnonzero(tokenizer.is_special[encoding.ids]):
+    for place in tokenizer.is_special[encoding.ids].nonzero()[0]:
         first, last = encoding.offsets[place].tolist()
         if first < last and not any(first <= start and end <= last for start, end in spans):
             return next(text for text, number in tokenizer.special_tokens.items() if number == encoding.ids[place])

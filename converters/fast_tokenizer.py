@@ -1,6 +1,7 @@
 """A Hugging Face fast tokenizer behind our interface; transformers only loads it."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from twintune.backends import missing_packages
 from twintune.converters.tokenizer import Encoding, Span, Tokenizer, Vocabulary
 from twintune.errors import UserError
 
@@ -124,6 +126,10 @@ def load_fast_tokenizer(
     Raises:
         UserError: if transformers cannot read it or has no fast tokenizer for it.
     """
+    if not missing_packages("ascend"):
+        # transformers may read a SentencePiece model with protobuf, and MindSpore's own messages, should it be
+        # imported later, need this; MindSpore sets it too, which is too late by then.
+        os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
     from tokenizers import AddedToken
     from transformers import AutoTokenizer
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from twintune.converters.conversation import NothingTrained
 from twintune.converters.encoding import encode_segments, stretches
 from twintune.converters.templates import Segment
-from twintune.converters.tokenizer import Tokenizer
+from twintune.converters.tokenizer import Encoding, Tokenizer
 from twintune.errors import UserError
 
 IGNORED = -100
@@ -72,6 +72,17 @@ def make_row(
         UserError: if the pad token occurs.
     """
     encoding = encode_segments(segments, tokenizer, add_special_tokens, split_special_tokens)
+    return label_row(segments, encoding, tokenizer, cutoff_len, truncation_strategy)
+
+
+def label_row(
+    segments: Sequence[Segment],
+    encoding: Encoding,
+    tokenizer: Tokenizer,
+    cutoff_len: int,
+    truncation_strategy: TruncationStrategy,
+) -> Row:
+    """Label and cut what make_row has encoded; arguments and errors are make_row's."""
     whole = encoding.ids
     kept = _kept(whole, tokenizer, cutoff_len, truncation_strategy)
     input_ids = whole[kept]

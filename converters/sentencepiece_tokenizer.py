@@ -1,6 +1,6 @@
 """A bare SentencePiece model behind our interface, read without transformers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +40,45 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str, add_special_tokens: bool, special_spans: Sequence[Span] | None = None) -> Encoding:
         """See Tokenizer."""
-        encodings = []
-        if add_special_tokens and self._model.bos_id() >= 0:
-            encodings.append(_one_token(self._model.bos_id(), 0, 0))
         spans = self.special_spans(text) if special_spans is None else special_spans
-        for first, last, special in _stretches(spans, len(text)):
-            if special:
-                encodings.append(_one_token(self.special_tokens[text[first:last]], first, last))
-            else:
-                ids, offsets = self._encode_stretch(text[first:last])
-                encodings.append(Encoding(ids, offsets + np.int32(first)))
-        return Encoding(
-            np.concatenate([NO_TOKENS.ids, *(encoding.ids for encoding in encodings)]),
-            np.concatenate([NO_TOKENS.offsets, *(encoding.offsets for encoding in encodings)]),
-        )
+        return self._encode([text], [spans], add_special_tokens)[0]
 
-    def _encode_stretch(self, text: str) -> Encoding:
-        """Encode plain text; SentencePiece's own offsets take longer than its ids, so we count letters.
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[Encoding]:
+        """See Tokenizer."""
+        return self._encode(texts, [self.special_spans(text) for text in texts], add_special_tokens)
+
+    def _encode(
+        self, texts: Sequence[str], special_spans: Sequence[Sequence[Span]], add_special_tokens: bool
+    ) -> list[Encoding]:
+        cut = [_stretches(spans, len(text)) for text, spans in zip(texts, special_spans, strict=True)]
+        plain = [
+            text[first:last]
+            for text, stretches in zip(texts, cut, strict=True)
+            for first, last, special in stretches
+            if not special
+        ]
+        # Ids of all, then offsets of all: both have tables that would drive each other out of the processor's cache.
+        ids = [self._model.encode(stretch, return_type="numpy") for stretch in plain]
+        encoded = map(self._with_offsets, plain, ids)
+        encodings = []
+        for text, stretches in zip(texts, cut, strict=True):
+            pieces = [NO_TOKENS]
+            if add_special_tokens and self._model.bos_id() >= 0:
+                pieces.append(_one_token(self._model.bos_id(), 0, 0))
+            for first, last, special in stretches:
+                if special:
+                    pieces.append(_one_token(self.special_tokens[text[first:last]], first, last))
+                else:
+                    numbers, offsets = next(encoded)
+                    pieces.append(Encoding(numbers, offsets + np.int32(first)))
+            encodings.append(Encoding(*map(np.concatenate, zip(*pieces, strict=True))))
+        return encodings
+
+    def _with_offsets(self, text: str, ids: NDArray[np.int32]) -> Encoding:
+        """The encoding of plain text; SentencePiece's own offsets take longer than its ids, so we count letters.
 
         That holds where the pieces spell the text byte by byte; a model that normalizes text is asked instead.
         """
-        ids: NDArray[np.int32] = self._model.encode(text, return_type="numpy")
         spelled = b"".join(map(self._letters.__getitem__, ids.tolist()))
         written = text.encode()
         prefix = len(spelled) - len(written)  # of one space, where the model begins a text with one
@@ -114,16 +132,17 @@ def _one_token(number: int, first: int, last: int) -> Encoding:
     return Encoding(np.array([number], np.int32), np.array([[first, last]], np.int32))
 
 
-def _stretches(spans: Sequence[Span], length: int) -> Iterator[tuple[int, int, bool]]:
+def _stretches(spans: Sequence[Span], length: int) -> list[tuple[int, int, bool]]:
     """The spans and what lies between them, as first and last + 1 character and whether it is a span."""
-    done = 0
+    stretches, done = [], 0
     for first, last in spans:
         if done < first:
-            yield done, first, False
-        yield first, last, True
+            stretches.append((done, first, False))
+        stretches.append((first, last, True))
         done = last
     if done < length:
-        yield done, length, False
+        stretches.append((done, length, False))
+    return stretches
 
 
 def _with_characters(offsets: Sequence[Span], length: int) -> NDArray[np.int32]:

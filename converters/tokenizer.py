@@ -86,6 +86,10 @@ class Tokenizer(ABC):
             UserError: if the text holds what this tokenizer needs to keep special and plain tokens apart.
         """
 
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[Encoding]:
+        """Encode each text as `encode` does where each special token that it spells is one."""
+        return [self.encode(text, add_special_tokens) for text in texts]
+
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens left out."""

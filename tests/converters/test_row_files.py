@@ -144,7 +144,7 @@ class TestMindRecord:
     def test_a_missing_shard_is_noticed(self, sharded: tuple[list[Row], Path], gone: str) -> None:
         _, path = sharded
         path.with_name(gone).unlink()
-        with pytest.raises(UserError, match="must be one file or all its shards, got rows.mindrecord00"):
+        with pytest.raises(UserError, match=r"must be one file or all its shards, got rows\.mindrecord00"):
             mindrecord.count_rows(path)
 
     def test_small_data_makes_a_small_file(self, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from tests.tiny_tokenizers import (
     save_fast_twin,
     save_sentencepiece_model,
 )
+from twintune.backends import missing_packages
 from twintune.converters.conversation import Conversation, Message
+from twintune.converters.fast_tokenizer import FastTokenizer
 from twintune.converters.rows import make_row
 from twintune.converters.templates import load_template
 from twintune.converters.tokenizer import Tokenizer
@@ -56,15 +58,25 @@ def test_sentencepiece_alone_agrees_with_the_tokenizer_that_transformers_makes(
     shared_data: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("google.protobuf", reason="transformers converts tokenizer.model with protobuf only")
-    from transformers import AutoTokenizer
-
     model = shared_data / "tokenizers" / "llama2" / "tokenizer.model"
     (tmp_path / "tokenizer.model").write_bytes(model.read_bytes())
     keys = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_prefix_space": True}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(keys))
-    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "fast")
-    fast = load_tokenizer(tmp_path / "fast")
+    fast = load_tokenizer(tmp_path)
+    assert isinstance(fast, FastTokenizer)
     assert _differing_records(load_tokenizer(model), fast, shared_data / "gsm8k" / "train.jsonl", 2000) == []
+
+
+@pytest.mark.skipif(bool(missing_packages("ascend")), reason="MindSpore is not installed")
+def test_mindspore_can_be_imported_after_a_tokenizer_that_protobuf_read(tmp_path: Path) -> None:
+    """In a process of its own: MindSpore's messages refuse protobuf's faster implementation once it is in use."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": True}))
+    save_sentencepiece_model(tmp_path)
+    program = (
+        "import sys; from pathlib import Path; from twintune.converters.tokens import load_tokenizer; "
+        "load_tokenizer(Path(sys.argv[1])); assert 'google.protobuf' in sys.modules; import mindspore"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
 
 
 def _differing_records(one: Tokenizer, other: Tokenizer, path: Path, count: int) -> list[int]:
