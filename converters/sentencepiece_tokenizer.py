@@ -1,6 +1,7 @@
 """A bare SentencePiece model behind our interface, read without transformers."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._letters = [_letters(model, number, piece) for number, piece in enumerate(pieces)]
         begun = [[byte & 0xC0 != 0x80 for byte in letters] for letters in self._letters]
         self._begun = np.array([sum(bytes_begun) for bytes_begun in begun], np.int32)
+        self._prefix = b" " if model.encode("a", out_type=str)[0].startswith(SPACE) else b""
         self._continues = np.array([bytes_begun[:1] == [False] for bytes_begun in begun], np.int32)
 
     def encode(self, text: str, add_special_tokens: bool, special_spans: Sequence[Span] | None = None) -> Encoding:
@@ -50,6 +52,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode(
         self, texts: Sequence[str], special_spans: Sequence[Sequence[Span]], add_special_tokens: bool
     ) -> list[Encoding]:
+        """Encode many texts a step at a time: the tables of each step fill the processor's cache."""
         cut = [_stretches(spans, len(text)) for text, spans in zip(texts, special_spans, strict=True)]
         plain = [
             text[first:last]
@@ -57,47 +60,54 @@ class SentencePieceTokenizer(Tokenizer):
             for first, last, special in stretches
             if not special
         ]
-        # Ids of all, then offsets of all: both have tables that would drive each other out of the processor's cache.
         ids = [self._model.encode(stretch, return_type="numpy") for stretch in plain]
-        encoded = map(self._with_offsets, plain, ids)
-        encodings = []
+        encoded = zip(ids, self._offsets(plain, ids), strict=True)
+        bos = [_one_token(self._model.bos_id(), 0, 0)] if add_special_tokens and self._model.bos_id() >= 0 else []
+        pieces, ends = [NO_TOKENS], [0]
         for text, stretches in zip(texts, cut, strict=True):
-            pieces = [NO_TOKENS]
-            if add_special_tokens and self._model.bos_id() >= 0:
-                pieces.append(_one_token(self._model.bos_id(), 0, 0))
+            written = [*bos]
             for first, last, special in stretches:
                 if special:
-                    pieces.append(_one_token(self.special_tokens[text[first:last]], first, last))
+                    written.append(_one_token(self.special_tokens[text[first:last]], first, last))
                 else:
                     numbers, offsets = next(encoded)
-                    pieces.append(Encoding(numbers, offsets + np.int32(first)))
-            encodings.append(Encoding(*map(np.concatenate, zip(*pieces, strict=True))))
-        return encodings
+                    written.append(Encoding(numbers, offsets + np.int32(first) if first else offsets))
+            pieces += written
+            ends.append(ends[-1] + sum([len(piece.ids) for piece in written]))
+        all_ids, all_offsets = map(np.concatenate, zip(*pieces, strict=True))
+        return [Encoding(all_ids[start:end], all_offsets[start:end]) for start, end in pairwise(ends)]
 
-    def _with_offsets(self, text: str, ids: NDArray[np.int32]) -> Encoding:
-        """The encoding of plain text; SentencePiece's own offsets take longer than its ids, so we count letters.
+    def _offsets(self, texts: Sequence[str], ids: Sequence[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
+        """The character offsets of each text's pieces, int32 [pieces, 2].
 
-        That holds where the pieces spell the text byte by byte; a model that normalizes text is asked instead.
+        SentencePiece's own take longer than its ids, so letters are counted. That holds where the pieces spell the
+        texts byte by byte; a model that normalizes texts is asked.
         """
-        spelled = b"".join(map(self._letters.__getitem__, ids.tolist()))
-        written = text.encode()
-        prefix = len(spelled) - len(written)  # of one space, where the model begins a text with one
-        if prefix in (0, 1) and spelled == b" "[:prefix] + written:
-            return Encoding(ids, self._character_offsets(ids, prefix))
-        mapping = self._model.encode(text, return_type="offset_mapping")
-        return Encoding(ids, _with_characters(mapping["offsets"], len(text)))
+        if not texts:
+            return []
+        numbers = np.concatenate(ids)
+        spelled = b"".join(map(self._letters.__getitem__, numbers.tolist()))
+        if spelled == b"".join([self._prefix + text.encode() for text in texts]):
+            return self._counted_offsets(numbers, [len(each) for each in ids])
+        if len(texts) > 1:
+            return [self._offsets([text], [each])[0] for text, each in zip(texts, ids, strict=True)]
+        mapping = self._model.encode(texts[0], return_type="offset_mapping")
+        return [_with_characters(mapping["offsets"], len(texts[0]))]
 
-    def _character_offsets(self, ids: NDArray[np.int32], prefix: int) -> NDArray[np.int32]:
-        """Character offsets of pieces that spell a text after a prefix of so many spaces.
+    def _counted_offsets(self, numbers: NDArray[np.int32], counts: list[int]) -> list[NDArray[np.int32]]:
+        """Offsets of pieces that spell texts of so many pieces each, each text after the model's own prefix.
 
         A byte within a character stands for the whole of it, a piece of the prefix alone for the first character.
         """
-        begun = self._begun[ids]
-        ends = np.cumsum(begun, dtype=np.int32) - np.int32(prefix)
-        offsets = np.empty((len(ids), 2), np.int32)
-        np.maximum(ends - begun - self._continues[ids], 0, out=offsets[:, 0])
+        bounds = [0, *accumulate(counts)]
+        begun = self._begun[numbers]
+        ends = np.cumsum(begun, dtype=np.int32)
+        before = np.concatenate([np.zeros(1, np.int32), ends])[bounds[:-1]] + np.int32(len(self._prefix))
+        ends -= np.repeat(before, counts)
+        offsets = np.empty((len(numbers), 2), np.int32)
+        np.maximum(ends - begun - self._continues[numbers], 0, out=offsets[:, 0])
         np.maximum(ends, 1, out=offsets[:, 1])
-        return offsets
+        return [offsets[start:end] for start, end in pairwise(bounds)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Tokenizer."""
