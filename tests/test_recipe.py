@@ -219,3 +219,17 @@ def test_what_is_no_recipe_is_told(recipe_file: Path, content: bytes, rule: str)
 
 def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.yaml") == ["the recipe must be a file that exists, got nothing there"]
+
+
+def test_files_may_have_weights(recipe_file: Path) -> None:
+    files = "data.train=[a.json, {path: b/*.jsonl, weight: 0.5}]"
+    loaded = load_recipe(recipe_file, [files]).data.train
+    folder = recipe_file.parent
+    assert [(file.path, file.weight) for file in loaded] == [(f"{folder}/a.json", 1), (f"{folder}/b/*.jsonl", 0.5)]
+    (message,) = refusal(recipe_file, "data.train=[{path: a.json, wieght: 2}]")
+    assert message.endswith("did you mean data.train.0.weight?")
+
+
+def test_history_cannot_be_masked_and_trained(recipe_file: Path) -> None:
+    (message,) = refusal(recipe_file, "data.mask_history=true", "data.train_on_prompt=true")
+    assert message == "data.train_on_prompt must be false where data.mask_history is true, got True"

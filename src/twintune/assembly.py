@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from twintune.conversation_facts import Conversations, gather_conversations
 from twintune.converters import arrow, mindrecord
 from twintune.errors import UserError
 from twintune.origin import Origin
-from twintune.parts import TRAIN, VALIDATION, read_facts
+from twintune.parts import TRAIN, VALIDATION, process_count, read_facts
 from twintune.prepared import (
     ARROW,
     CONVERSATIONS,
@@ -95,7 +94,7 @@ def assemble(
         facts = gather_conversations(parts, aside / CONVERSATIONS)
         if facts.columns["validation"].all():
             raise UserError("data.val_size: at least one conversation must be left to train on, got none; lower it")
-        write_rows(parts, aside, formats, facts)
+        write_rows(parts, aside, formats, facts, process_count(recipe.data))
         write_rejected(parts, names, aside / REJECTED)
         recipe.save(aside / "recipe.yaml")
         summary = summarize(parts, facts, recipe, made)
@@ -139,7 +138,9 @@ def _counted(file: DataFile, number: int, part_facts: list[dict[str, Any]], reje
     return replace(file, read=read, kept=read - refused, rejected=refused)
 
 
-def write_rows(parts: Sequence[Path], folder: Path, formats: Sequence[str], facts: Conversations) -> None:
+def write_rows(
+    parts: Sequence[Path], folder: Path, formats: Sequence[str], facts: Conversations, processes: int
+) -> None:
     """Write the rows of all parts, in their order, as Arrow and/or MindRecord, training and validation apart."""
     splits = [(False, TRAIN, ARROW, MINDRECORD), (True, VALIDATION, VALIDATION_ARROW, VALIDATION_MINDRECORD)]
     for validation, part_file, arrow_file, mindrecord_file in splits:
@@ -150,8 +151,7 @@ def write_rows(parts: Sequence[Path], folder: Path, formats: Sequence[str], fact
         if ARROW in formats:
             arrow.join_files(files, folder / arrow_file)
         if MINDRECORD in formats:
-            rows = chain.from_iterable(map(arrow.read_rows, files))
-            mindrecord.write_rows(rows, folder / mindrecord_file, lengths)
+            mindrecord.write_files(files, folder / mindrecord_file, lengths, processes)
 
 
 def rejected_records(parts: Iterable[Path]) -> Iterator[Rejected]:
@@ -179,7 +179,7 @@ def refuse_rejected(parts: Sequence[Path], names: Sequence[str], share: float) -
     wrong = kinds.total() - kinds["too_long"]
     if wrong <= share * read and kinds.total() < read:
         return
-    shown = []
+    shown: list[str] = []
     for one in rejected_records(parts):
         if len(shown) == SHOWN:
             break

@@ -29,12 +29,14 @@ class Chat:
         tokenizer: of the model.
         template: renders a question as the model was tuned to read it; None takes it as it stands.
         choices: what was chosen while loading, and why, by name.
+        split_special_tokens: whether special tokens written in a question are plain text.
     """
 
     generator: TextGenerator
     tokenizer: Tokenizer
     template: Template | None
     choices: dict[str, Choice]
+    split_special_tokens: bool = True
 
     def prompt_ids(self, question: str) -> list[int]:
         """The token ids of a question, through the opening of the answer."""
@@ -42,7 +44,8 @@ class Chat:
             encoding = self.tokenizer.encode(question, True)
         else:
             segments = self.template.prompt_segments([Message("human", question)])
-            encoding = encode_segments(segments, self.tokenizer, self.template.add_special_tokens)
+            special = self.template.add_special_tokens
+            encoding = encode_segments(segments, self.tokenizer, special, self.split_special_tokens)
         ids: list[int] = encoding.ids.tolist()
         return ids
 
@@ -88,7 +91,8 @@ def load_chat(
     recipe = adapter_recipe(adapter)
     section = ModelSection(name_or_path=model)
     folder = resolve_model(section)
-    tokenizer = load_tokenizer(folder, recipe.model.pad_token if recipe else None)
+    trained_with = recipe.model if recipe else section
+    tokenizer = load_tokenizer(folder, trained_with.pad_token, added_tokens=trained_with.added_tokens)
     name = _choose_template(template, recipe, tokenizer)
     chosen = choose_backend(backend)
     framework = load_backend(chosen.value)
@@ -106,7 +110,7 @@ def load_chat(
     stop_text = rendering.stop_text if rendering else None
     generator = TextGenerator(language_model, tokenizer, sorted(stops), batch_size, stop_text)
     choices = {"backend": chosen, "device": place, "dtype": kind, "template": name}
-    return Chat(generator, tokenizer, rendering, choices)
+    return Chat(generator, tokenizer, rendering, choices, recipe.data.split_special_tokens if recipe else True)
 
 
 def adapter_recipe(adapter: Path | None) -> Recipe | None:

@@ -30,7 +30,8 @@ WORST = 3  # examples of each kind
 LINTED = 1000  # rows that the linter looks into
 
 
-class Bar(NamedTuple):
+@dataclass(frozen=True)
+class Bar:
     """Conversations of `first` to `last` tokens."""
 
     first: int
@@ -57,7 +58,8 @@ class Example(NamedTuple):
     pieces: list[Piece]
 
 
-class RejectedReason(NamedTuple):
+@dataclass(frozen=True)
+class RejectedReason:
     """Why records were rejected, in the words for the first of them; how many; and where that one stands."""
 
     reason: str

@@ -10,15 +10,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from twintune.artifacts import new_folder, write_json
 from twintune.converters import arrow
 from twintune.converters.packing import pack, pack_row
 from twintune.converters.rows import Row
 from twintune.errors import UserError
+from twintune.recipe import DataSection
 from twintune.row_maker import Item, Kept, Rejected, RowMaker
 
 RECORDS = 4096  # of a part: enough to fill packed rows, few enough for memory and to lose little
@@ -28,7 +30,8 @@ VALIDATION = "validation.arrow"
 CONVERSATIONS = "conversations.arrow"
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """One of `count` shares of the parts: every count-th, from `index`, which counts from 1."""
 
     index: int
@@ -44,15 +47,19 @@ def part_folder(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06}"
 
 
-def build_parts(items: Iterable[Item], maker: RowMaker, folder: Path, shard: Shard, workers: int | None) -> int:
-    """Make every part of a shard that is not in `folder` yet.
+def process_count(data: DataSection) -> int:
+    """Processes that a recipe asks for, by default one for each core."""
+    return data.preprocessing_num_workers or os.cpu_count() or 1
+
+
+def build_parts(items: Iterable[Item], maker: RowMaker, folder: Path, shard: Shard) -> int:
+    """Make every part of a shard that is not in `folder` yet; a single one in this process.
 
     Args:
         items: all records, whatever the shard.
         maker: makes their rows.
         folder: where the parts lie.
         shard: the share to make.
-        workers: processes; None takes one for each core. A single part is made in this process.
 
     Returns:
         the number of parts of all shards.
@@ -72,7 +79,7 @@ def build_parts(items: Iterable[Item], maker: RowMaker, folder: Path, shard: Sha
             if shard.has(number) and not part_folder(folder, number).exists():
                 yield number, part
 
-    processes = workers or os.cpu_count() or 1
+    processes = process_count(maker.data)
     if second is None or processes == 1:
         for number, part in missing():
             make_part(maker, part, part_folder(folder, number))

@@ -62,7 +62,7 @@ def _prepare(recipe: Recipe, origin: Origin, output_dir: Path) -> Prepared:
     refuse_used_folder(output_dir)
     formats = installed_formats()
     with parts_folder(origin.fingerprint) as folder:
-        count = build_parts(origin.items(), origin.maker, folder, WHOLE, recipe.data.preprocessing_num_workers)
+        count = build_parts(origin.items(), origin.maker, folder, WHOLE)
         parts = [part_folder(folder, number) for number in range(count)]
         paths = [str(source.path) for source in origin.sources]
         prepared = assemble(parts, recipe, Made.by(origin), formats, output_dir, paths)

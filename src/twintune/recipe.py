@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from twintune.artifacts import parse_yaml, write_yaml
 from twintune.errors import UserError
@@ -81,6 +90,13 @@ class DataSection(Section):
     max_rejected_share: float = Field(0.01, ge=0, le=1)  # of the records; above it prepare fails
     val_size: float = Field(0.0, ge=0, lt=1)  # share of the records kept for validation, by a hash of the record
     preprocessing_num_workers: int | None = Field(None, ge=1)  # processes; None: one for each core
+
+    @field_validator("train_on_prompt")
+    @classmethod
+    def _not_both(cls, train_on_prompt: bool, info: ValidationInfo) -> bool:
+        if train_on_prompt and info.data.get("mask_history"):
+            raise ValueError("should be false where data.mask_history is true")
+        return train_on_prompt
 
 
 def _at_least_one(modules: tuple[TargetModule, ...]) -> tuple[TargetModule, ...]:

@@ -41,7 +41,7 @@ def prepare_shard(recipe: Recipe, shard: Shard, output_dir: Path) -> Path:
     refuse_used_folder(output_dir)
     origin = load_origin(recipe)
     with parts_folder(origin.fingerprint) as folder:
-        count = build_parts(origin.items(), origin.maker, folder, shard, recipe.data.preprocessing_num_workers)
+        count = build_parts(origin.items(), origin.maker, folder, shard)
         numbers = [number for number in range(count) if shard.has(number)]
         with new_folder(output_dir, origin.fingerprint[:16]) as aside:
             for number in numbers:
@@ -49,7 +49,7 @@ def prepare_shard(recipe: Recipe, shard: Shard, output_dir: Path) -> Path:
             recipe.save(aside / RECIPE)
             files = (file for file in sorted(aside.rglob("*")) if file.is_file())
             manifest = {
-                "shard": list(shard),
+                "shard": [shard.index, shard.count],
                 "parts": count,
                 "made": asdict(Made.by(origin)),
                 "sha256": {str(file.relative_to(aside)): sha256_file(file) for file in files},

@@ -140,6 +140,17 @@ class TestMindRecord:
         read = list(mindrecord.read_rows(path))
         assert all(np.array_equal(row.input_ids, back.input_ids) for row, back in zip(rows, read, strict=True))
 
+    def test_processes_write_the_same_shards(self, sharded: tuple[list[Row], Path], tmp_path: Path) -> None:
+        rows, path = sharded
+        files = [tmp_path / f"{number}.arrow" for number in range(4)]
+        for number, file in enumerate(files):
+            arrow.write_rows(rows[number * 60 : (number + 1) * 60], file)
+        (tmp_path / "again").mkdir()
+        lengths = np.array([len(row.input_ids) for row in rows])
+        mindrecord.write_files(files, tmp_path / "again" / path.name, lengths, 2)
+        for file in mindrecord.shards(path):
+            assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
     @pytest.mark.parametrize("gone", ["rows.mindrecord04", "rows.mindrecord10"])
     def test_a_missing_shard_is_noticed(self, sharded: tuple[list[Row], Path], gone: str) -> None:
         _, path = sharded
