@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -38,7 +39,7 @@ class Row:
     cut: bool = False
     lengths: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def trained_tokens(self) -> int:
         """Labels the loss counts: the first has no token before it that could predict it."""
         return int(np.count_nonzero(self.labels[1:] != IGNORED))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from twintune.converters.conversation import NothingTrained
 from twintune.converters.encoding import encode_batch
 from twintune.converters.formats import RecordFormat
-from twintune.converters.rows import IGNORED, Row, TooLong, label_row
+from twintune.converters.rows import Row, TooLong, label_row
 from twintune.converters.sources import stable_hash
 from twintune.converters.templates import Segment, Template
 from twintune.converters.tokenizer import Encoding, Tokenizer
@@ -134,8 +134,7 @@ class RowMaker:
         stop = self.template.stop_token_id
         if stop is None:
             return bool(self.template.closing) and not row.cut
-        trained = row.labels[row.labels != IGNORED]
-        return bool((trained[-2:] == stop).any())  # a newline may follow it where the prompt is trained too
+        return stop in row.labels[-3:].tolist()  # some templates write a newline or two behind it
 
 
 def _kind(error: UserError) -> str:
