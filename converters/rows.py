@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, chain, pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twintune.converters.conversation import NothingTrained
-from twintune.converters.encoding import encode_segments, stretches
+from twintune.converters.encoding import encode_segments
 from twintune.converters.templates import Segment
 from twintune.converters.tokenizer import Encoding, Tokenizer
 from twintune.errors import UserError
@@ -73,30 +74,35 @@ def make_row(
         UserError: if the pad token occurs.
     """
     encoding = encode_segments(segments, tokenizer, add_special_tokens, split_special_tokens)
-    return label_row(segments, encoding, tokenizer, cutoff_len, truncation_strategy)
+    (row,) = label_batch([segments], [encoding], tokenizer, cutoff_len, truncation_strategy)
+    if isinstance(row, UserError):
+        raise row
+    return row
 
 
-def label_row(
-    segments: Sequence[Segment],
-    encoding: Encoding,
+def label_batch(
+    batch: Sequence[Sequence[Segment]],
+    encodings: Sequence[Encoding],
     tokenizer: Tokenizer,
     cutoff_len: int,
     truncation_strategy: TruncationStrategy,
-) -> Row:
-    """Label and cut what make_row has encoded; arguments and errors are make_row's."""
-    whole = encoding.ids
-    kept = _kept(whole, tokenizer, cutoff_len, truncation_strategy)
-    input_ids = whole[kept]
-    trained = _trained_tokens(segments, encoding.offsets)[kept]
-    labels = np.where(trained, input_ids, np.int32(IGNORED))
-    row = Row(input_ids, labels, cut=len(whole) > cutoff_len)
-    if not row.trained_tokens:
-        raise NothingTrained(
-            "at least one token must be trained, got none: the answer lies beyond data.cutoff_len"
-            f" {cutoff_len} of {len(whole)} tokens; raise data.cutoff_len or remove the record"
-        )
-    _refuse_pad(row, tokenizer)
-    return row
+) -> list[Row | UserError]:
+    """Label and cut many encoded conversations as make_row does one, errors in their places."""
+    if not batch:
+        return []
+    ids = np.concatenate([encoding.ids for encoding in encodings])
+    labels = np.where(_trained_tokens(batch, encodings), ids, np.int32(IGNORED))
+    rows: list[Row | UserError] = []
+    for start, end in pairwise(accumulate([len(encoding.ids) for encoding in encodings], initial=0)):
+        try:
+            kept = _kept(ids[start:end], tokenizer, cutoff_len, truncation_strategy)
+            row = Row(ids[start:end][kept], labels[start:end][kept], cut=end - start > cutoff_len)
+            _check(row, tokenizer, end - start, cutoff_len)
+        except UserError as error:
+            rows.append(error)
+        else:
+            rows.append(row)
+    return rows
 
 
 def _kept(
@@ -117,19 +123,29 @@ def _kept(
     return slice(length - cutoff_len, None)
 
 
-def _refuse_pad(row: Row, tokenizer: Tokenizer) -> None:
-    places = np.flatnonzero(row.input_ids == tokenizer.pad_token_id)
-    if len(places):
+def _check(row: Row, tokenizer: Tokenizer, whole: int, cutoff_len: int) -> None:
+    if not row.trained_tokens:
+        raise NothingTrained(
+            "at least one token must be trained, got none: the answer lies beyond data.cutoff_len"
+            f" {cutoff_len} of {whole} tokens; raise data.cutoff_len or remove the record"
+        )
+    pads = row.input_ids == tokenizer.pad_token_id
+    if pads.any():
         raise UserError(
             f"the pad token must not occur in a row, because MindFormers hides it wherever it stands, got "
-            f"{tokenizer.pad.value!r} at token {places[0] + 1}; "
+            f"{tokenizer.pad.value!r} at token {pads.argmax() + 1}; "
             "name a token that never occurs as model.pad_token"
         )
 
 
-def _trained_tokens(segments: Sequence[Segment], offsets: NDArray[np.int32]) -> NDArray[np.bool_]:
-    starts, ends = offsets[:, 0], offsets[:, 1]
-    trained = np.zeros(len(offsets), np.bool_)
-    for start, end in stretches(segments, lambda segment: segment.trained):
-        trained |= (starts < end) & (ends > start)
-    return trained & (starts < ends)
+def _trained_tokens(batch: Sequence[Sequence[Segment]], encodings: Sequence[Encoding]) -> NDArray[np.bool_]:
+    """Whether each token of all conversations has a trained character, bool [tokens]."""
+    texts = [[len(segment.text) for segment in segments] for segments in batch]
+    flags = [segment.trained for segments in batch for segment in segments]
+    trained = np.repeat(flags, list(chain.from_iterable(texts)))
+    before = np.concatenate([np.zeros(1, np.int32), np.cumsum(trained, dtype=np.int32)])  # each character
+    starts = list(accumulate(map(sum, texts), initial=0))[:-1]  # of the texts, one after the other
+    shift = np.repeat(np.array(starts, np.int32), [len(encoding.ids) for encoding in encodings])
+    offsets = np.concatenate([encoding.offsets for encoding in encodings])
+    found: NDArray[np.bool_] = before[offsets[:, 1] + shift] > before[offsets[:, 0] + shift]
+    return found

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from twintune.artifacts import new_file
 from twintune.inspection import Example, Inspection
+from twintune.prepared import REJECTED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +53,7 @@ def print_inspection(inspection: Inspection, console: "Console") -> None:
         console.print(f"{bar.first:>6} to {bar.last:<6} {'█' * round(BAR_WIDTH * bar.count / most)} {bar.count}")
     if inspection.reasons:
         console.print("\nrejected", style="bold")
+        console.print(f"all of them: {inspection.prepared.folder / REJECTED}", markup=False, highlight=False)
     for reason in inspection.reasons[:20]:
         console.print(f"{reason.count} x {reason.reason} (first: {reason.first})", markup=False, highlight=False)
     for finding in inspection.findings:
