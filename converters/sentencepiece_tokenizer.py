@@ -34,8 +34,11 @@ class SentencePieceTokenizer(Tokenizer):
         by_task = {task: pieces[number] if number >= 0 else None for task, number in tasks.items()}
         super().__init__(source, Vocabulary(ids, special_ids, **by_task), pad_token)
         self._model = model
-        self._letters = [_letters(model, number, piece) for number, piece in enumerate(pieces)]
-        begun = [[byte & 0xC0 != 0x80 for byte in letters] for letters in self._letters]
+        all_letters = [_letters(model, number, piece) for number, piece in enumerate(pieces)]
+        self._letters = np.frombuffer(b"".join(all_letters), np.uint8)
+        self._sizes = np.array([len(letters) for letters in all_letters])
+        self._places = np.cumsum(self._sizes) - self._sizes  # of each piece in _letters
+        begun = [[byte & 0xC0 != 0x80 for byte in letters] for letters in all_letters]
         self._begun = np.array([sum(bytes_begun) for bytes_begun in begun], np.int32)
         self._prefix = b" " if model.encode("a", out_type=str)[0].startswith(SPACE) else b""
         self._continues = np.array([bytes_begun[:1] == [False] for bytes_begun in begun], np.int32)
@@ -86,13 +89,19 @@ class SentencePieceTokenizer(Tokenizer):
         if not texts:
             return []
         numbers = np.concatenate(ids)
-        spelled = b"".join(map(self._letters.__getitem__, numbers.tolist()))
-        if spelled == b"".join([self._prefix + text.encode() for text in texts]):
+        written = b"".join([self._prefix + text.encode() for text in texts])
+        if np.array_equal(self._spelled(numbers), np.frombuffer(written, np.uint8)):
             return self._counted_offsets(numbers, [len(each) for each in ids])
         if len(texts) > 1:
             return [self._offsets([text], [each])[0] for text, each in zip(texts, ids, strict=True)]
         mapping = self._model.encode(texts[0], return_type="offset_mapping")
         return [_with_characters(mapping["offsets"], len(texts[0]))]
+
+    def _spelled(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """The bytes of pieces, one after the other."""
+        sizes = self._sizes[numbers]
+        shift = self._places[numbers] - np.cumsum(sizes) + sizes
+        return self._letters[np.arange(sizes.sum()) + np.repeat(shift, sizes)]
 
     def _counted_offsets(self, numbers: NDArray[np.int32], counts: list[int]) -> list[NDArray[np.int32]]:
         """Offsets of pieces that spell texts of so many pieces each, each text after the model's own prefix.
