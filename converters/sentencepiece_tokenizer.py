@@ -101,7 +101,8 @@ class SentencePieceTokenizer(Tokenizer):
         """The bytes of pieces, one after the other."""
         sizes = self._sizes[numbers]
         shift = self._places[numbers] - np.cumsum(sizes) + sizes
-        return self._letters[np.arange(sizes.sum()) + np.repeat(shift, sizes)]
+        letters: NDArray[np.uint8] = self._letters[np.arange(sizes.sum()) + np.repeat(shift, sizes)]
+        return letters
 
     def _counted_offsets(self, numbers: NDArray[np.int32], counts: list[int]) -> list[NDArray[np.int32]]:
         """Offsets of pieces that spell texts of so many pieces each, each text after the model's own prefix.

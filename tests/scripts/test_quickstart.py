@@ -35,15 +35,16 @@ def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script in a folder of its own, with the shipped recipe but for a tiny model and three steps."""
     model = save_chatml_tokenizer(tmp_path / "model")
     save_tiny_model(model, "llama", vocab_size=512, max_position_embeddings=512)
-    recipe = load_recipe(ROOT / "yamls" / "quickstart_smollm2.yaml")
     folder = tmp_path / "runs" / "quickstart"
-    changes = {
-        "model": recipe.model.model_copy(update={"name_or_path": str(model)}),
-        "data": recipe.data.model_copy(update={"train": folder / "data" / "conversations.json", "cutoff_len": 256}),
-        "train": recipe.train.model_copy(update={"max_steps": 3}),
-        "generate": recipe.generate.model_copy(update={"max_new_tokens": 4}),
-    }
-    recipe.model_copy(update=changes).save(tmp_path / "yamls" / "recipe.yaml")
+    overrides = (
+        f"model.name_or_path={model}",
+        f"data.train={folder / 'data' / 'conversations.json'}",
+        "data.cutoff_len=256",
+        "train.max_steps=3",
+        "generate.max_new_tokens=4",
+    )
+    recipe = load_recipe(ROOT / "yamls" / "quickstart_smollm2.yaml", overrides)
+    recipe.save(tmp_path / "yamls" / "recipe.yaml")
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "make_school_math.py", tmp_path / "scripts")
     monkeypatch.setenv("TWINTUNE_CACHE", str(tmp_path / "cache"))
