@@ -1,10 +1,10 @@
 """Parts come out the same however the work is cut: by processes, kills or machines."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,14 +21,27 @@ from twintune.shards import merge_shards, parse_shard, prepare_shard
 
 RECORDS = 30
 PROGRAM = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from twintune import parts
 from twintune.prepare import prepare
 from twintune.recipe import load_recipe
-parts.RECORDS = 30
+
+here, last, seen = str(Path.cwd()), int(sys.argv[1]), 0
+
+def kill_at_last(event, arguments):
+    global seen
+    if event in ("open", "os.rename", "os.mkdir", "shutil.rmtree") and str(arguments[0]).startswith(here):
+        seen += 1
+        if seen == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
 if __name__ == "__main__":
-    prepare(load_recipe(Path(sys.argv[1]), sys.argv[3:]), Path(sys.argv[2]))
+    parts.RECORDS = 30
+    recipe = load_recipe(Path("recipe.yaml"), ["data.preprocessing_num_workers=1"])
+    sys.addaudithook(kill_at_last)
+    prepare(recipe, Path.cwd() / "out")
+    print(seen)
 """
 
 
@@ -71,25 +84,26 @@ def test_processes_change_nothing(recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.0, 0.2])
-def test_a_killed_prepare_goes_on_where_it_was(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+def test_a_prepare_killed_at_any_moment_goes_on_where_it_was(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed `seconds` after its first part was there: among the parts, or while they are put together."""
-    prepare(recipe, tmp_path / "unbroken")
-    monkeypatch.setenv("TWINTUNE_CACHE", str(tmp_path / "other"))
+    """Killed as it opens, makes or renames a file: among its parts, while they are put together, near the end."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "program.py", "recipe.yaml", "out", "data.preprocessing_num_workers=1"]
-    first = subprocess.Popen(command, cwd=tmp_path)
-    while first.poll() is None and not list((tmp_path / "other" / "parts").glob("*/part-*")):
-        time.sleep(0.005)
-    time.sleep(seconds)
-    first.kill()
-    assert first.wait() == -signal.SIGKILL, "it ended before it was killed"
-    subprocess.run(command, cwd=tmp_path, check=True)
-    whole, resumed = contents(tmp_path / "unbroken"), contents(tmp_path / "out")
-    assert {name for name in whole if whole[name] != resumed.get(name)} <= {"manifest.json"}
-    assert not list(tmp_path.glob(".out*"))
+
+    def run(cache: str, kill_at: int) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setenv("TWINTUNE_CACHE", str(tmp_path / cache))
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        command = [sys.executable, "program.py", str(kill_at)]
+        return subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+
+    events = int(run("unbroken", 0).stdout)
+    whole = contents(tmp_path / "out")
+    for share in (0.1, 0.5, 0.8, 0.95):
+        assert run(f"killed {share}", int(share * events)).returncode == -signal.SIGKILL
+        assert run(f"killed {share}", 0).returncode == 0
+        resumed = contents(tmp_path / "out")
+        assert resumed == whole
+        assert not list(tmp_path.glob(".out*"))
 
 
 def test_parts_that_are_there_are_not_made_again(
