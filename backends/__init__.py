@@ -5,7 +5,7 @@ arguments (TrainJob), NumPy arrays and paths.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,6 +85,7 @@ class TrainJob:
         seed: for what only the backend draws (dropout).
         overrides: framework keys laid over what the backend generates; empty for cuda.
         packed: whether rows hold several conversations, of which none may see another.
+        snapshot_steps: steps after which the adapter is also written, to output_dir/snapshots/step-N.
     """
 
     model: Path
@@ -102,6 +103,11 @@ class TrainJob:
     seed: int
     overrides: dict[str, Any]
     packed: bool = False
+    snapshot_steps: tuple[int, ...] = ()
+
+    def snapshot(self, step: int) -> Path:
+        """The folder of the adapter after a step."""
+        return self.output_dir / "snapshots" / f"step-{step}"
 
 
 class Watcher(Protocol):
@@ -112,6 +118,64 @@ class Watcher(Protocol):
 
     def step(self, step: Step) -> None:
         """One optimizer step ended."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a network computed for one row, before anything is trained.
+
+    Attributes:
+        logits: float32 [length, vocabulary].
+        hidden: float32 [length, hidden size] by stage: `embed_tokens`, `layers.0` and so on (each layer's
+            output), `norm`.
+    """
+
+    logits: NDArray[np.float32]
+    hidden: dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class StepGradients:
+    """Losses and gradients of one optimizer step's rows, as training computes them, dropout included.
+
+    Attributes:
+        loss: mean over the trained tokens of all micro-batches.
+        tokens: how many those are.
+        row_losses: each row's own sum over its trained tokens, float64 [accumulation, batch].
+        row_tokens: each row's trained tokens as the backend counts them, int64 [accumulation, batch].
+        gradients: of `loss` before clipping, float32 by PEFT name.
+    """
+
+    loss: float
+    tokens: int
+    row_losses: NDArray[np.float64]
+    row_tokens: NDArray[np.int64]
+    gradients: dict[str, NDArray[np.float32]]
+
+
+class Probe(Protocol):
+    """A job's network opened for measuring: what training would compute with, and nothing is trained.
+
+    The network is built once; weights are put in and taken out as float32 under Hugging Face and PEFT names.
+    """
+
+    def base(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Every base weight as it lies in the network, by Hugging Face name, one at a time."""
+
+    def put_base(self, tensors: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+        """Replace base weights, merged ones for instance. Raises UserError for unknown names and shapes."""
+
+    def adapter(self) -> dict[str, NDArray[np.float32]]:
+        """Every LoRA matrix as it lies in the network, by PEFT name."""
+
+    def put_adapter(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Replace all LoRA matrices. Raises UserError for missing, unknown and misshapen ones."""
+
+    def forward(self, rows: Sequence[Sequence[int]]) -> list[Forward]:
+        """Logits and hidden states of unpacked rows, in evaluation mode, none longer than the job's rows."""
+
+    def gradients(self, numbers: NDArray[np.int64]) -> StepGradients:
+        """Of the job's rows with these numbers, int64 [accumulation, batch] as in job.order, in training mode."""
 
 
 class LanguageModel(Protocol):
@@ -148,6 +212,9 @@ class Backend(Protocol):
         self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str
     ) -> LanguageModel:
         """Load a Hugging Face folder, with a PEFT adapter on it or none."""
+
+    def open_probe(self, job: TrainJob) -> Probe:
+        """The network of a job with its initial adapter on it."""
 
 
 def missing_packages(name: Name) -> list[str]:
