@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from twintune.backends import Choice, LanguageModel, Name, TrainJob, Watcher
+from twintune.backends import Choice, LanguageModel, Name, Probe, TrainJob, Watcher
 
 
 class CudaBackend:
@@ -39,3 +39,9 @@ class CudaBackend:
         from twintune.backends.cuda.decode import load_language_model
 
         return load_language_model(model, adapter, pad_token_id=pad_token_id, device=device, dtype=dtype)
+
+    def open_probe(self, job: TrainJob) -> Probe:
+        """The network of a job with its initial adapter on it."""
+        from twintune.backends.cuda.probe import CudaProbe
+
+        return CudaProbe(job)

@@ -34,8 +34,8 @@ def pad_right(rows: Sequence[Row], pad_token_id: int, device: str) -> tuple[Any,
     return input_ids.to(device), labels.to(device)
 
 
-def loss_sum(model: Any, input_ids: Any, labels: Any, attention: Mapping[str, Any] = NOTHING) -> Any:
-    """The sum of -log p over the trained tokens, a float32 scalar with its graph.
+def token_losses(model: Any, input_ids: Any, labels: Any, attention: Mapping[str, Any] = NOTHING) -> Any:
+    """-log p of every trained token, row after row, float32 [trained tokens] with its graph.
 
     The head is applied to the trained positions only, so that no [rows, length, vocabulary] tensor exists.
     There is no padding mask: pads stand at the end, where causal attention never looks from a trained token,
@@ -47,11 +47,11 @@ def loss_sum(model: Any, input_ids: Any, labels: Any, attention: Mapping[str, An
     targets = labels[:, 1:]
     trained = targets != IGNORED
     logits = causal.get_output_embeddings()(hidden[:, :-1][trained])  # [trained tokens, vocabulary]
-    return cross_entropy(logits.float(), targets[trained], reduction="sum")
+    return cross_entropy(logits.float(), targets[trained], reduction="none")
 
 
 def require_plain_head(model: Any) -> None:
-    """Compare the logits that loss_sum computes with the model's own, once, on a short row.
+    """Compare the logits that token_losses takes with the model's own, once, on a short row.
 
     Raises:
         UserError: for an architecture that scales or caps its logits after the head.

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from twintune.backends import Lora
+from twintune.converters.adapter import PEFT_PREFIX
 from twintune.errors import UserError, raise_collected
 
 
@@ -78,15 +79,29 @@ def put_on_adapter(base: Any, lora: Lora, tensors: Mapping[str, NDArray[np.float
         # peft 0.21 asks transformers 5 for gradient checkpointing by its old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model = get_peft_model(base, config)
-    parameters = adapter_parameters(model)
-    raise_collected(_differences(parameters, tensors, source))
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(tensors[name])))
+    put_in_adapter(model, tensors, str(source))
     return model
 
 
-def _differences(parameters: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]], source: Path) -> list[str]:
+def put_in_adapter(model: Any, tensors: Mapping[str, NDArray[np.float32]], source: str) -> None:
+    """Set all LoRA matrices of a PEFT model, float32 by PEFT file name.
+
+    Raises:
+        UserError: for every name or shape in which `source` and the model differ.
+    """
+    parameters = adapter_parameters(model)
+    raise_collected(_differences(parameters, tensors, source))
+    for name, parameter in parameters.items():
+        put_in(parameter, tensors[name])
+
+
+def put_in(parameter: Any, tensor: NDArray[np.float32]) -> None:
+    """Set a parameter in the dtype that it has."""
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(np.ascontiguousarray(tensor)))
+
+
+def _differences(parameters: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]], source: str) -> list[str]:
     rule = f"{source}: the adapter must have the matrices of the model and lora.target_modules"
     problems = [f"{rule}, got no {name}" for name in sorted(parameters.keys() - tensors.keys())]
     problems += [f"{rule}, got {name} besides" for name in sorted(tensors.keys() - parameters.keys())]
@@ -106,10 +121,24 @@ def adapter_parameters(model: Any) -> dict[str, Any]:
     }
 
 
+def base_parameters(model: Any) -> dict[str, Any]:
+    """The parameters of a PEFT model that are not LoRA's, by Hugging Face name; tied ones once."""
+    return {
+        name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_A." not in name and ".lora_B." not in name
+    }
+
+
 def adapter_tensors(model: Any) -> dict[str, NDArray[np.float32]]:
     """The LoRA matrices as float32 NumPy arrays by PEFT file name, A [r, in] and B [out, r]."""
-    parameters = adapter_parameters(model).items()
-    return {name: parameter.detach().float().cpu().numpy() for name, parameter in parameters}
+    return {name: to_numpy(parameter) for name, parameter in adapter_parameters(model).items()}
+
+
+def to_numpy(tensor: Any) -> NDArray[np.float32]:
+    """A copy as float32 (exact from bfloat16), on the host."""
+    array: NDArray[np.float32] = tensor.detach().float().cpu().numpy().copy()
+    return array
 
 
 def autocast(device: str, dtype: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from twintune.artifacts import refuse_used_folder
 from twintune.backends import Step, TrainJob, Watcher
 from twintune.backends.cuda.device import choose_device, choose_dtype
-from twintune.backends.cuda.loss import loss_sum, pad_right, require_plain_head, trained_tokens
+from twintune.backends.cuda.loss import pad_right, require_plain_head, token_losses, trained_tokens
 from twintune.backends.cuda.model import (
     adapter_parameters,
     adapter_tensors,
@@ -35,8 +35,7 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     """
     adapter = job.output_dir / "adapter"
     refuse_used_folder(adapter)
-    device = choose_device(job.device).value
-    job = replace(job, device=device, dtype=choose_dtype(job.dtype, device).value)
+    job = on_this_machine(job)
     watcher.status(f"loading {job.model}")
     model = load_for_training(job)
     if job.packed:
@@ -44,8 +43,16 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         watcher.status(f"attention of packed rows: {attention.value} ({attention.reason})")
         set_attention(model.get_base_model(), attention.value)
     for step in optimizer_steps(job, model):
+        if step.step in job.snapshot_steps:
+            write_adapter(job.snapshot(step.step), adapter_tensors(model), job.lora, str(job.model))
         watcher.step(step)
     write_adapter(adapter, adapter_tensors(model), job.lora, str(job.model))
+
+
+def on_this_machine(job: TrainJob) -> TrainJob:
+    """The job with `auto` resolved. Raises UserError for a device or dtype that cannot be had."""
+    device = choose_device(job.device).value
+    return replace(job, device=device, dtype=choose_dtype(job.dtype, device).value)
 
 
 def load_for_training(job: TrainJob) -> Any:
@@ -65,17 +72,17 @@ def optimizer_steps(job: TrainJob, model: Any) -> Iterator[Step]:
         UserError: naming step and rows, if a loss or gradient is not finite or no token is trained.
     """
     torch.manual_seed(job.seed)
-    rows = _open_rows(job.rows / "rows.arrow")
+    rows = open_rows(job.rows / "rows.arrow")
     parameters = list(adapter_parameters(model).values())
     optimizer = _adamw(job, parameters)
     rates = learning_rates(job.schedule, job.optimizer.learning_rate)
     for number, micro_batches in enumerate(job.order):
         began = time.perf_counter()
-        batches = [[_row(rows, int(row)) for row in batch] for batch in micro_batches]
+        batches = [[read_row(rows, int(row)) for row in batch] for batch in micro_batches]
         tokens = sum(map(trained_tokens, batches))
         if tokens == 0:
             raise UserError(f"{_place(job, number)} must have a trained token, got all labels masked")
-        loss = _backward(job, model, batches, tokens)
+        loss = float(backward(job, model, batches, tokens).sum()) / tokens
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, job.optimizer.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
@@ -99,23 +106,34 @@ def _adamw(job: TrainJob, parameters: list[Any]) -> Any:
     )
 
 
-def _backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int) -> float:
-    """Accumulate gradients of the mean over the step's trained tokens; returns that mean."""
-    total = torch.zeros((), dtype=torch.float64, device=job.device)
+def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int) -> Any:
+    """Accumulate gradients of the mean over the step's trained tokens.
+
+    Returns:
+        Each row's own sum of losses, float64 [accumulation, batch].
+    """
+    sums = []
     for batch in batches:
-        inputs = in_one_line(batch, job.device) if job.packed else pad_right(batch, job.pad_token_id, job.device)
         with autocast(job.device, job.dtype):
-            loss = loss_sum(model, *inputs)
-        (loss / tokens).backward()
-        total += loss.detach()
-    return float(total) / tokens
+            losses = token_losses(model, *model_inputs(job, batch))
+        (losses.sum() / tokens).backward()
+        by_row = losses.detach().double().split([row.trained_tokens for row in batch])
+        sums.append(torch.stack([row.sum() for row in by_row]))
+    return torch.stack(sums)
+
+
+def model_inputs(job: TrainJob, batch: list[Row]) -> tuple[Any, ...]:
+    """input_ids and labels, int64 on the job's device, and where the conversations of packed rows end."""
+    if job.packed:
+        return in_one_line(batch, job.device)
+    return pad_right(batch, job.pad_token_id, job.device)
 
 
 def _place(job: TrainJob, number: int) -> str:
     return f"{job.rows}: step {number + 1} (rows {', '.join(map(str, job.order[number].ravel()))})"
 
 
-def _open_rows(path: Path) -> Any:
+def open_rows(path: Path) -> Any:
     """The table of prepared rows, memory mapped."""
     import pyarrow
 
@@ -124,6 +142,7 @@ def _open_rows(path: Path) -> Any:
     return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
 
 
-def _row(table: Any, number: int) -> Row:
+def read_row(table: Any, number: int) -> Row:
+    """A row by its number."""
     input_ids, labels, *lengths = (column[number].values.to_numpy() for column in table.columns)
     return Row(input_ids, labels, lengths=tuple(lengths[0].tolist()) if lengths else ())

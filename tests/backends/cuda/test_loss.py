@@ -12,7 +12,7 @@ pytest.importorskip("peft", reason="the cuda extra is not installed")
 import torch
 
 from tests.jobs import make_job, random_rows
-from twintune.backends.cuda.loss import loss_sum, pad_right, trained_tokens
+from twintune.backends.cuda.loss import pad_right, token_losses, trained_tokens
 from twintune.backends.cuda.model import adapter_parameters
 from twintune.backends.cuda.train import load_for_training
 from twintune.converters.rows import Row
@@ -39,7 +39,7 @@ def test_loss_and_gradients_equal_those_of_transformers(model: Any) -> None:
     rows = rows_of_arrays()
     input_ids, labels = pad_right(rows, 0, "cpu")
     tokens = trained_tokens(rows)
-    ours = loss_sum(model, input_ids, labels) / tokens
+    ours = token_losses(model, input_ids, labels).sum() / tokens
     attention_mask = (input_ids != 0).long()  # theirs hides the pads; ours never looks at them
     theirs = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, num_items_in_batch=tokens).loss
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
@@ -53,7 +53,7 @@ def test_the_head_sees_the_trained_positions_only(model: Any) -> None:
     shapes = []
     head = model.get_base_model().get_output_embeddings()
     head.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output.shape)))
-    loss_sum(model, *pad_right(rows, 0, "cpu"))
+    token_losses(model, *pad_right(rows, 0, "cpu"))
     assert shapes == [(trained_tokens(rows), 128)]
 
 

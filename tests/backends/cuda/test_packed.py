@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.jobs import Recorder, make_packed_job, packed_rows
 from twintune.backends import Lora, load_backend
-from twintune.backends.cuda.loss import NOTHING, loss_sum, pad_right
+from twintune.backends.cuda.loss import NOTHING, pad_right, token_losses
 from twintune.backends.cuda.model import adapter_parameters
 from twintune.backends.cuda.packed import BY_CONVERSATION, FLASH, choose_attention, in_one_line, set_attention
 from twintune.backends.cuda.train import load_for_training
@@ -35,7 +35,7 @@ def conversations(row: Row) -> list[Row]:
     return [Row(input_ids, labels) for input_ids, labels in parts]
 
 
-def token_losses(model: Any, input_ids: Any, labels: Any, attention: Any = NOTHING) -> Any:
+def whole_token_losses(model: Any, input_ids: Any, labels: Any, attention: Any = NOTHING) -> Any:
     """-log p of each trained token, in their order."""
     logits = model(input_ids=input_ids, use_cache=False, **attention).logits[:, :-1]
     losses = cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
@@ -55,8 +55,8 @@ def test_losses_of_tokens_equal_those_of_the_conversations_alone(models: tuple[A
     plain, packed = models
     rows = packed_rows()[:4]
     with torch.no_grad():
-        ours = token_losses(packed, *in_one_line(rows, "cpu"))
-        alone = [token_losses(plain, *pad_right([one], 0, "cpu")) for row in rows for one in conversations(row)]
+        ours = whole_token_losses(packed, *in_one_line(rows, "cpu"))
+        alone = [whole_token_losses(plain, *pad_right([one], 0, "cpu")) for row in rows for one in conversations(row)]
     assert len(ours) == sum(row.trained_tokens for row in rows)
     difference = float((ours - torch.cat(alone)).abs().max())
     assert difference <= LOSS, f"largest difference {difference:.2e}"
@@ -69,7 +69,7 @@ def test_gradients_equal_those_of_the_conversations_in_a_padded_batch(models: tu
     gradients = []
     for model, batch in zip((packed, plain), inputs, strict=True):
         model.zero_grad()
-        loss_sum(model, *batch).backward()
+        token_losses(model, *batch).sum().backward()
         gradients.append({name: parameter.grad for name, parameter in adapter_parameters(model).items()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=GRADIENT, atol=GRADIENT, msg=name)
