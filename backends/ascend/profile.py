@@ -219,7 +219,7 @@ def _checkpoint_monitor(job: TrainJob) -> dict[str, Any]:
     return {
         "type": "CheckpointMonitor",
         "prefix": "twintune",
-        "save_checkpoint_steps": job.schedule.max_steps,
+        "save_checkpoint_steps": len(job.order),
         "integrated_save": False,
         "async_save": False,
         "save_trainable_params": True,

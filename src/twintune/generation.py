@@ -149,7 +149,7 @@ def _without_begun(text: str, stop_text: str) -> str:
 class TextGenerator:
     """Texts for prompts, from any backend's LanguageModel.
 
-    Args:
+    Args (and attributes of the same names):
         model: gives logits.
         tokenizer: turns token ids into text.
         eos_token_ids: tokens that end a text; they are not part of it.
@@ -165,11 +165,11 @@ class TextGenerator:
         batch_size: int = 8,
         stop_text: str | None = None,
     ) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._eos_token_ids = frozenset(eos_token_ids)
-        self._batch_size = batch_size
-        self._stop_text = stop_text
+        self.model = model
+        self.tokenizer = tokenizer
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.batch_size = batch_size
+        self.stop_text = stop_text
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_text: OnText | None = None
@@ -205,12 +205,12 @@ class TextGenerator:
             if not len(prompt)
         )
         rows = list(_rows(prompts, sampling))
-        for start in range(0, len(rows), self._batch_size):
-            self._decode(rows[start : start + self._batch_size], sampling, on_text)
+        for start in range(0, len(rows), self.batch_size):
+            self._decode(rows[start : start + self.batch_size], sampling, on_text)
         return rows
 
     def _decode(self, rows: list[_Row], sampling: Sampling, on_text: OnText | None) -> None:
-        logits = self._model.start([row.prompt for row in rows], sampling.max_new_tokens)
+        logits = self.model.start([row.prompt for row in rows], sampling.max_new_tokens)
         for left in reversed(range(sampling.max_new_tokens)):
             tokens = np.zeros(len(rows), np.int64)  # what a finished row gets does not matter
             for place, row in enumerate(rows):
@@ -218,7 +218,7 @@ class TextGenerator:
                     tokens[place] = self._extend(row, logits[place], sampling, left, on_text)
             if all(row.done for row in rows):
                 return
-            logits = self._model.step(tokens)
+            logits = self.model.step(tokens)
 
     def _extend(
         self,
@@ -234,13 +234,13 @@ class TextGenerator:
                 f"after {len(row.ids)} new tokens; check the adapter, or set backend.dtype to float32"
             )
         token = row.pick(logits, sampling)
-        ended = token in self._eos_token_ids
+        ended = token in self.eos_token_ids
         if not ended:
             row.ids.append(token)
         row.done = ended or left == 0
-        if row.done or on_text is not None or self._stop_text is not None:
-            row.read(self._tokenizer, self._stop_text)
-        if on_text is not None and (piece := row.next_piece(self._stop_text)):
+        if row.done or on_text is not None or self.stop_text is not None:
+            row.read(self.tokenizer, self.stop_text)
+        if on_text is not None and (piece := row.next_piece(self.stop_text)):
             on_text(row.number, piece)
         return token
 

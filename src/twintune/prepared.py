@@ -1,7 +1,7 @@
 """A folder of prepared rows: what is in it, and whether it still is what its manifest says."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
     write_json(path, value | {SEAL: sha256_json(value)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, remedy: str = "prepare the rows again") -> dict[str, Any]:
     """Read what write_sealed wrote.
 
     Raises:
@@ -129,7 +129,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: must be a manifest written by twintune, got: {error!r}") from None
     written = json.dumps(value | {SEAL: seal}, indent=2, ensure_ascii=False) + "\n"
     if seal != sha256_json(value) or text != written:
-        raise UserError(f"{path}: must be as twintune wrote it, got one that was changed; prepare the rows again")
+        raise UserError(f"{path}: must be as twintune wrote it, got one that was changed; {remedy}")
     return value
 
 
@@ -153,14 +153,16 @@ def open_prepared(folder: Path) -> Prepared:
     return Prepared(folder, summary)
 
 
-def changed_files(folder: Path, files: dict[str, str]) -> Iterable[str]:
+def changed_files(
+    folder: Path, files: Mapping[str, str], remedy: str = "prepare the rows again"
+) -> Iterable[str]:
     """A sentence for each of `files`, sha256 by name, that is missing in a folder or has another sha256."""
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
-            yield f"{path}: must be there, as {MANIFEST} says, got nothing; prepare the rows again"
+            yield f"{path}: must be there, as its manifest says, got nothing; {remedy}"
         elif (actual := sha256_file(path)) != expected:
-            yield f"{path}: must have sha256 {expected}, as {MANIFEST} says, got {actual}; prepare the rows again"
+            yield f"{path}: must have sha256 {expected}, as its manifest says, got {actual}; {remedy}"
 
 
 def _wrong_counts(folder: Path, files: dict[str, str], summary: Summary) -> Iterable[str]:

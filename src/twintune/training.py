@@ -136,7 +136,7 @@ def run_training(run: Run) -> None:
     log = output_dir / "log.jsonl"
     try:
         _write_start(run)
-        with Progress(log, run.job.schedule.max_steps) as progress:
+        with Progress(log, len(run.job.order)) as progress:
             run.framework.train(run.job, progress)
         run.recipe.save(output_dir / "adapter" / "recipe.yaml")
         _write_manifest(run)
@@ -161,7 +161,7 @@ def _write_manifest(run: Run) -> None:
             "backend": asdict(run.backend),
             "device": asdict(run.device),
             "dtype": asdict(run.dtype),
-            "steps": job.schedule.max_steps,
+            "steps": len(job.order),
             "rows_fingerprint": run.prepared.summary.fingerprint,
             "initial_adapter_sha256": sha256_file(job.initial_adapter / WEIGHTS),
             "adapter_sha256": sha256_file(job.output_dir / "adapter" / WEIGHTS),
