@@ -1,8 +1,8 @@
 """PEFT adapter folders, written and read without torch: the one exchange format of both backends."""
 
-import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,13 @@ from numpy.typing import NDArray
 
 from twintune.artifacts import new_folder, write_json
 from twintune.backends import Lora
-from twintune.converters.names import linear_shapes
+from twintune.converters.adapter_settings import CONFIG, effective_alpha, read_adapter_config, resolve_targets
+from twintune.converters.names import LINEAR_MODULES, linear_shapes, standard_name
 from twintune.errors import UserError, raise_collected
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-NUMBERS: dict[str, tuple[Any, str]] = {
-    "r": (int, "a whole number"),
-    "lora_alpha": (int | float, "a number"),
-    "lora_dropout": (int | float, "a number"),
-}
 PEFT_PREFIX = "base_model.model."
+A, B = "lora_A.weight", "lora_B.weight"
 
 
 def make_initial_adapter(config: Mapping[str, Any], lora: Lora, seed: int) -> dict[str, NDArray[np.float32]]:
@@ -75,66 +71,111 @@ def _peft_config(lora: Lora, base_model: str) -> dict[str, Any]:
 def read_adapter(folder: Path) -> tuple[Lora, dict[str, NDArray[np.float32]]]:
     """Read a PEFT LoRA folder: its settings and float32 arrays by PEFT name.
 
+    Scaling by lora_alpha / sqrt(r) (use_rslora) comes as the lora_alpha that plain scaling needs; where
+    target_modules is no list of layers' names, the matrices tell the layers.
+
     Raises:
-        UserError: for a missing or broken file, and for every setting that would be lost.
+        UserError: for a missing or broken file, and for every setting or tensor that would be lost.
     """
+    config = read_adapter_config(folder)
+    tensors = _read_matrices(folder / WEIGHTS)
+    targets = config["target_modules"]
+    if isinstance(targets, str) or not set(targets) <= set(LINEAR_MODULES):
+        present = {name.split(".")[-3] for name in tensors}
+        targets = [module for module in LINEAR_MODULES if module in present]
+    return Lora(config["r"], effective_alpha(config), config["lora_dropout"], tuple(targets)), tensors
+
+
+def _read_matrices(file: Path) -> dict[str, NDArray[np.float32]]:
     import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors then reads
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    config = read_adapter_config(folder)
     try:
-        tensors = load_file(folder / WEIGHTS)
+        given = load_file(file)
     except FileNotFoundError:
-        raise UserError(f"{folder / WEIGHTS}: the adapter must have this file, got nothing there") from None
+        raise UserError(f"{file}: the adapter must have this file, got nothing there") from None
     except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS}: the adapter must be a whole safetensors file, got: {error}") from None
-    raise_collected(
-        f"{folder / WEIGHTS}: {name} must be finite, got NaN or infinity"
-        for name, tensor in tensors.items()
-        if not np.isfinite(tensor).all()
-    )
-    lora = Lora(config["r"], config["lora_alpha"], config["lora_dropout"], tuple(config["target_modules"]))
-    return lora, {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+        raise UserError(f"{file}: the adapter must be a whole safetensors file, got: {error}") from None
+    tensors: dict[str, NDArray[np.float32]] = {}
+    problems = []
+    for name, tensor in given.items():
+        standard = standard_name(name)
+        if standard is None:
+            problems.append(f"{file}: {name} must be LoRA of {', '.join(LINEAR_MODULES)}, got another tensor")
+        elif standard in tensors:
+            problems.append(f"{file}: {standard} must be there once, got it as {name} too; save one adapter alone")
+        elif not np.isfinite(tensor).all():
+            problems.append(f"{file}: {name} must be finite, got NaN or infinity")
+        else:
+            tensors[standard] = tensor.astype(np.float32)
+    raise_collected(problems)
+    return tensors
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Read adapter_config.json and refuse what plain LoRA on linear layers is not.
+def read_adapter_for(folder: Path, config: Mapping[str, Any]) -> tuple[Lora, dict[str, NDArray[np.float32]]]:
+    """As read_adapter, and held against the model: every matrix that the settings name, and no other.
+
+    Args:
+        folder: PEFT folder.
+        config: the model's config.json.
 
     Raises:
-        UserError: for every setting that this project does not carry to the other backend.
+        UserError: what read_adapter raises, and for every matrix that is missing, unknown or misshapen.
     """
-    path = folder / CONFIG
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: --adapter must be a PEFT adapter folder, got no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: the adapter's settings must be JSON, got: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: the adapter's settings must be a JSON object, got {type(config).__name__}")
-    expected: dict[str, tuple[Any, ...]] = {
-        "peft_type": ("LORA",),
-        "bias": ("none", None),
-        "use_rslora": (False, None),
-        "use_dora": (False, None),
-        "modules_to_save": (None, []),
-        "fan_in_fan_out": (False, None),
-        "rank_pattern": ({}, None),
-        "alpha_pattern": ({}, None),
-        "init_lora_weights": (True, False, None, "gaussian"),  # pissa and its like change the base weights too
-    }
-    problems = [
-        f"{path}: {key} must be {allowed[0]!r}, got {config.get(key)!r}; only plain LoRA is carried across"
-        for key, allowed in expected.items()
-        if config.get(key) not in allowed
-    ]
-    problems += [
-        f"{path}: {key} must be {rule}, got {config.get(key)!r}"
-        for key, (kinds, rule) in NUMBERS.items()
-        if not isinstance(config.get(key), kinds)
-    ]
-    if not isinstance(config.get("target_modules"), list):
-        problems.append(f"{path}: target_modules must be a list of names, got {config.get('target_modules')!r}")
-    raise_collected(problems)
-    return config
+    settings = read_adapter_config(folder)
+    lora, tensors = read_adapter(folder)
+    named = resolve_targets(settings, config)
+    whole = linear_shapes(config, {module.rpartition(".")[2] for module in named})
+    raise_collected(
+        [
+            f"{folder / CONFIG}: target_modules must be linear layers of the decoder, got {module} among them"
+            for module in sorted(named - linear_shapes(config, LINEAR_MODULES).keys())
+        ]
+        + [
+            f"{folder / CONFIG}: target_modules must name a layer's kind in every layer, got none for {module}"
+            for module in whole
+            if module not in named
+        ]
+        + matrix_problems(folder / WEIGHTS, tensors, lora.r, whole)
+    )
+    targets = tuple(module for module in LINEAR_MODULES if any(name.endswith(f".{module}") for name in whole))
+    return replace(lora, target_modules=targets), tensors
+
+
+def matrix_problems(
+    source: Path, tensors: Mapping[str, NDArray[np.float32]], r: int, shapes: Mapping[str, tuple[int, int]]
+) -> list[str]:
+    """What is wrong with an adapter's matrices: one sentence for each that is missing, unknown or misshapen.
+
+    Args:
+        source: named in the sentences.
+        tensors: arrays by PEFT name.
+        r: the rank.
+        shapes: [out, in] of each layer that must have them, by module name.
+    """
+    wanted = {}
+    for module, (out_features, in_features) in shapes.items():
+        wanted[f"{PEFT_PREFIX}{module}.lora_A.weight"] = (r, in_features)
+        wanted[f"{PEFT_PREFIX}{module}.lora_B.weight"] = (out_features, r)
+    problems = [f"{source}: {name} must be there, got no such matrix" for name in wanted if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in wanted:
+            problems.append(f"{source}: {name} must not be there: the model has no such layer, or no target names it")
+        elif tensor.shape != wanted[name]:
+            problems.append(
+                f"{source}: {name} must be {list(wanted[name])}, got {list(tensor.shape)}"
+                f"{_likely_cause(name, tensors, wanted)}"
+            )
+        elif name.endswith(A) and not tensor.any() and tensors.get(name.replace(A, B), tensor).any():
+            problems.append(f"{source}: {name} must not be zero where B is not, got zeros; A and B look swapped")
+    return problems
+
+
+def _likely_cause(name: str, tensors: Mapping[str, NDArray[np.float32]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    other = name.replace(A, B) if name.endswith(A) else name.replace(B, A)
+    if other in tensors and (tensors[name].shape, tensors[other].shape) == (wanted[other], wanted[name]):
+        return "; A and B are swapped"
+    if tensors[name].shape == wanted[name][::-1]:
+        return "; it is transposed"
+    return ""

@@ -4,6 +4,7 @@ It also says which architectures MindFormers' LlamaForCausalLM computes rightly:
 without a word and computes something else (qwen3, gemma, granite, mistral with a window).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,7 +26,13 @@ TOP = {
     "model.norm.weight": "model.norm_out.weight",
     "lm_head.weight": "lm_head.weight",
 }
+LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LORA = {"lora_A.weight": "mindpet_delta_lora_a", "lora_B.weight": "mindpet_delta_lora_b"}
+MODULE_NAMES = {ours: theirs for theirs, ours in MODULES.items()}
+LORA_NAMES = {ours: theirs for theirs, ours in LORA.items()}
+PARAMETER = re.compile(r"model\.layers\.(\d+)\.(\w+\.\w+)\.(\w+)")
+# PEFT's file names leave the adapter's own name out; a state dict that was saved as it was has it.
+SPELLED = re.compile(r"(?:base_model\.|model\.)*layers\.(\d+)\.(\w+\.\w+)\.(lora_[AB])(?:\.[^.]+)?\.weight")
 
 
 def base_names(config: Mapping[str, Any]) -> dict[str, str]:
@@ -88,3 +95,19 @@ def adapter_names(config: Mapping[str, Any], target_modules: Iterable[str]) -> d
         for theirs, ours in LORA.items():
             names[f"base_model.model.{module}.{theirs}"] = f"model.layers.{layer}.{MODULES[leaf]}.{ours}"
     return names
+
+
+def standard_name(name: str) -> str | None:
+    """The name that PEFT's own file has for a LoRA matrix, however it is spelled; None for any other tensor."""
+    found = SPELLED.fullmatch(name)
+    if found is None or found[2] not in MODULES:
+        return None
+    return f"base_model.model.model.layers.{int(found[1])}.{found[2]}.{found[3]}.weight"
+
+
+def peft_name(name: str) -> str | None:
+    """The PEFT name of a LoRA matrix of MindFormers' LLaMA; None for any other parameter."""
+    found = PARAMETER.fullmatch(name)
+    if found is None or found[2] not in MODULE_NAMES or found[3] not in LORA_NAMES:
+        return None
+    return f"base_model.model.model.layers.{int(found[1])}.{MODULE_NAMES[found[2]]}.{LORA_NAMES[found[3]]}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from twintune.backends import Choice, choose_backend, load_backend
-from twintune.converters.adapter import read_adapter_config
+from twintune.converters.adapter_settings import read_adapter_config
 from twintune.converters.conversation import Message
 from twintune.converters.encoding import encode_segments
 from twintune.converters.templates import OWN_TEMPLATE, Template, load_template

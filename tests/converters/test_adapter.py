@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from tests.tiny_models import save_tiny_model
 from twintune.backends import Lora, missing_packages
-from twintune.converters.adapter import CONFIG, WEIGHTS, make_initial_adapter, read_adapter, write_adapter
+from twintune.converters.adapter import WEIGHTS, make_initial_adapter, read_adapter, write_adapter
+from twintune.converters.adapter_settings import CONFIG
 from twintune.converters.names import linear_shapes
 from twintune.errors import UserError
 from twintune.models import read_model_config
@@ -139,16 +140,21 @@ def test_bfloat16_is_read_where_no_framework_has_taught_it_to_numpy(folder: Path
     ("keys", "sentence"),
     [
         ({"use_dora": True}, "use_dora must be False, got True"),
-        ({"use_rslora": True}, "use_rslora must be False, got True"),
+        ({"lora_bias": True}, "lora_bias must not be set, got True"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication must not be set, got [[0, 2]]"),
+        ({"layers_to_transform": [0]}, "layers_to_transform must be None, got [0]"),
+        ({"task_type": "SEQ_CLS"}, "task_type must be 'CAUSAL_LM', got 'SEQ_CLS'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save must be None, got ['lm_head']"),
         ({"bias": "all"}, "bias must be 'none', got 'all'"),
-        ({"target_modules": ".*_proj"}, "target_modules must be a list of names, got '.*_proj'"),
+        ({"target_modules": 3}, "target_modules must be a list of names or a regular expression, got 3"),
+        ({"target_modules": []}, "target_modules must be a list of names or a regular expression, got []"),
         ({"peft_type": "IA3"}, "peft_type must be 'LORA', got 'IA3'"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out must be False, got True"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern must be {}, got {'q_proj': 2}"),
         ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern must be {}, got {'q_proj': 2}"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights must be True, got 'pissa'"),
         ({"r": None}, "r must be a whole number, got None"),
+        ({"r": 0}, "r must be at least 1, got 0"),
         ({"lora_alpha": "16"}, "lora_alpha must be a number, got '16'"),
     ],
 )
@@ -161,7 +167,7 @@ def test_what_would_be_lost_is_refused(folder: Path, keys: dict[str, Any], sente
 
 
 def test_all_refusals_come_at_once(folder: Path) -> None:
-    change_settings(folder, use_dora=True, bias="all", target_modules="all-linear")
+    change_settings(folder, use_dora=True, bias="all", target_modules=None)
     with pytest.raises(UserError) as caught:
         read_adapter(folder)
     assert len(caught.value.messages) == 3

@@ -198,14 +198,14 @@ def test_every_matrix_of_the_initial_adapter_must_fit(tmp_path: Path) -> None:
     lora, tensors = read_adapter(job.initial_adapter)
     prefix = "base_model.model.model.layers.0.self_attn"
     del tensors[f"{prefix}.q_proj.lora_A.weight"]
-    tensors[f"{prefix}.q_norm.lora_A.weight"] = np.zeros((4, 64), np.float32)
+    tensors["base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"] = np.zeros((4, 64), np.float32)
     tensors[f"{prefix}.v_proj.lora_B.weight"] = np.zeros((64, 4), np.float32)
     write_adapter(tmp_path / "wrong", tensors, lora, str(job.model))
     with pytest.raises(UserError) as caught:
         run(replace(job, initial_adapter=tmp_path / "wrong"))
     missing, unexpected, shape = caught.value.messages
     assert f"got no {prefix}.q_proj.lora_A.weight" in missing
-    assert f"got {prefix}.q_norm.lora_A.weight besides" in unexpected
+    assert "layers.7.self_attn.q_proj.lora_A.weight besides" in unexpected
     assert "must have shape [32, 4], got [64, 4]" in shape
 
 
