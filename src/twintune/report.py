@@ -12,6 +12,7 @@ from rich.table import Table
 from twintune.artifacts import new_file
 from twintune.backends import Step
 from twintune.errors import UserError, raise_collected
+from twintune.markdown import escape, markdown_table
 
 REPORT = "report.md"
 LOSS_CURVE = "loss_curve.png"
@@ -211,17 +212,17 @@ def write_report(
     first, second = curves
     comparison = compare_logs(curves[first], curves[second])
     parts = [
-        f"# {_cell(title)}",
+        f"# {escape(title)}",
         verdict(comparison, (first, second)),
         f"![Loss of both runs and their difference]({LOSS_CURVE})",
         "## Exact match on held-out problems",
-        _markdown_table(("model", "correct", "accuracy", "scored by"), map(_accuracy_cells, accuracies)),
+        markdown_table(("model", "correct", "accuracy", "scored by"), map(_accuracy_cells, accuracies)),
         "## Held-out questions",
         *map(_example, examples),
         "## Loss and gradient norm by step",
-        _markdown_table(_headers(first, second), _step_cells(comparison)),
+        markdown_table(_headers(first, second), _step_cells(comparison)),
         "## Where this was run",
-        _markdown_table(("what", "value"), machine.items()),
+        markdown_table(("what", "value"), machine.items()),
     ]
     loss_curve_png(folder / LOSS_CURVE, curves)
     with new_file(folder / REPORT) as aside:
@@ -254,19 +255,7 @@ def _accuracy_cells(accuracy: Accuracy) -> tuple[str, ...]:
 
 def _example(example: Example) -> str:
     answers = [("gold", example.gold), *example.answers.items()]
-    return f"**{_cell(example.question)}**\n\n{_markdown_table(('model', 'answer'), answers)}"
-
-
-def _markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Text that cannot break out of a table's cell or a line, nor be read as Markdown or HTML."""
-    for special in "\\`*_~$#[]<>&|":
-        text = text.replace(special, f"\\{special}")
-    return "<br>".join(text.strip().splitlines())
+    return f"**{escape(example.question)}**\n\n{markdown_table(('model', 'answer'), answers)}"
 
 
 def _largest(differences: Iterable[float]) -> float:

@@ -1,0 +1,58 @@
+"""A verdict as one HTML page that needs no other file, no script and no network."""
+
+from pathlib import Path
+from typing import Any
+
+from twintune.parity.charts import grad_norm_charts, loss_charts, stage_charts, stages_of
+from twintune.parity.drawing import SIZE
+from twintune.parity.verdict import Verdict
+from twintune.parity.wording import (
+    computed_by,
+    deciding_measure,
+    figure,
+    outcome,
+    share_of_limit,
+    side_names,
+    value_and_limit,
+    version_rows,
+)
+from twintune.visible_text import visible
+
+PAGE = Path(__file__).with_name("page.html.jinja")
+HEADLINES = {
+    "same": "The same job",
+    "incomplete": "No difference found, but not everything was measured",
+    "different": "Not the same job",
+}
+
+
+def html_page(verdict: Verdict) -> str:
+    """The page: verdict, first difference, ladder, charts, tolerances, versions, job; all text is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
+    )
+    page = environment.from_string(PAGE.read_text(encoding="utf-8"))
+    values: dict[str, Any] = {
+        "verdict": verdict,
+        "outcome": outcome(verdict),
+        "headline": HEADLINES[outcome(verdict)],
+        "names": side_names(verdict),
+        "computed_by": computed_by,
+        "deciding_measure": deciding_measure,
+        "value_and_limit": value_and_limit,
+        "share_of_limit": share_of_limit,
+        "figure": figure,
+        "size": SIZE,
+        "step_charts": [*loss_charts(verdict), *grad_norm_charts(verdict)],
+        "stage_charts": stage_charts(verdict),
+        "stages": stages_of(verdict),
+        "versions": version_rows(verdict),
+    }
+    return page.render(values)
+
+
+def _visible(value: Any) -> Any:
+    # A macro's output is Markup, a str subclass, that has been through here piece by piece.
+    return visible(value) if type(value) is str else value

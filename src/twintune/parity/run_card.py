@@ -1,0 +1,56 @@
+"""The run card: one file that a reviewer reads in a minute to know what was shown, of what, and how to show it again."""
+
+from shlex import quote
+
+from twintune.markdown import block, escape, markdown_table
+from twintune.parity.markdown_report import job_table, ladder_table, sides_table, tolerances_table
+from twintune.parity.verdict import Side, Verdict
+
+
+def run_card(verdict: Verdict) -> str:
+    """Verdict, ladder, what was not measured, job, sides, tolerances, and the commands, as Markdown."""
+    parts = [
+        "# Run card",
+        f"**{escape(verdict.sentence)}**",
+        _difference(verdict),
+        "## What was compared",
+        ladder_table(verdict),
+        "## What was not measured",
+        _not_measured(verdict),
+        "## The job",
+        job_table(verdict),
+        "## Where it ran",
+        sides_table(verdict),
+        "## Tolerances",
+        tolerances_table(verdict),
+        "## Do it again",
+        "With the recipe of the job (its hash is above), and the two recordings on any two machines:",
+        block(commands(verdict)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def commands(verdict: Verdict) -> list[str]:
+    """The commands that record both sides and compare them, for a shell."""
+    first, second = verdict.sides
+    compare = f"twintune parity compare {quote(first.name)} {quote(second.name)}"
+    return [*map(_record, verdict.sides), compare]
+
+
+def _record(side: Side) -> str:
+    machine = f"--backend {quote(side.backend)} --device {quote(side.device)} --dtype {quote(side.dtype)}"
+    return f"twintune parity record recipe.yaml {machine} -o {quote(side.name)}"
+
+
+def _difference(verdict: Verdict) -> str:
+    rung = verdict.first_difference
+    if rung is None:
+        return ""
+    return f"Likely cause: {escape(rung.cause)}" if rung.cause else f"Result: {escape(rung.summary)}"
+
+
+def _not_measured(verdict: Verdict) -> str:
+    rungs = [rung for rung in verdict.rungs if rung.status == "not measured"]
+    if not rungs:
+        return "Nothing: every rung was measured."
+    return markdown_table(("rung", "why not"), ((f"{rung.number}. {rung.name}", rung.summary) for rung in rungs))
