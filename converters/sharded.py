@@ -180,7 +180,7 @@ def read_sharded(files: Iterable[Path]) -> dict[str, StoredTensor]:
             for name in tensors
             if name in found
         ]
-        found = tensors | found
+        found |= {name: tensor for name, tensor in tensors.items() if name not in found}
     raise_collected(problems)
     return found
 
