@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +15,7 @@ WEIGHT_DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+PIECE = 4 * 2**20  # numbers read at once where a tensor is not wanted whole
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,56 @@ class StoredTensor:
     spans: tuple[tuple[int, int], ...]
 
     def read(self) -> NDArray[Any]:
-        """Its values, read into memory of their own: a mapped file would count as memory up to its whole size."""
-        buffer = np.empty(self.spec.nbytes, np.uint8)
+        """Its values, in memory of their own: of a mapped file, what was read would stay in memory too."""
+        return self.read_as(self.spec.dtype)
+
+    def read_as(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Its values rounded to `dtype`, with one piece more in memory than the result.
+
+        Raises:
+            OverflowError: for a number that is finite here and not in `dtype`.
+        """
+        values = np.empty(self.spec.count, dtype)
         start = 0
-        with self.file.open("rb", buffering=0) as stream:
-            for offset, length in self.spans:
-                stream.seek(offset)
-                _fill(stream, buffer[start : start + length], self.file)
-                start += length
-        return buffer.view(self.spec.dtype).reshape(self.spec.shape)
+        for piece in self.pieces():
+            values[start : start + piece.size] = rounded(piece, dtype)
+            start += piece.size
+        return values.reshape(self.spec.shape)
+
+    def pieces(self) -> Iterator[NDArray[Any]]:
+        """Its values in C order, flat, PIECE numbers at a time."""
+        with self.file.open("rb") as stream:
+            size = PIECE * self.spec.dtype.itemsize
+            for start in range(0, self.spec.nbytes, size):
+                yield self._read_bytes(stream, start, min(start + size, self.spec.nbytes)).view(self.spec.dtype)
+
+    def _read_bytes(self, stream: BinaryIO, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes `start` to `stop` of the tensor, which may lie in several parts."""
+        buffer = np.empty(stop - start, np.uint8)
+        base = 0  # where a part begins within the tensor
+        for offset, length in self.spans:
+            first, last = max(start, base), min(stop, base + length)
+            if first < last:
+                stream.seek(offset + first - base)
+                if stream.readinto(memoryview(buffer[first - start : last - start])) != last - first:
+                    raise EOFError(f"{self.file}: ended while it was read; another program cuts it")
+            base += length
+        return buffer
 
 
-def _fill(stream: Any, part: NDArray[np.uint8], file: Path) -> None:
-    """Read all of `part`: the system gives at most 2 GiB at once."""
-    view = memoryview(part)
-    while view:
-        got = stream.readinto(view)
-        if not got:
-            raise EOFError(f"{file}: ended while it was read; another program cuts it")
-        view = view[got:]
+def rounded(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Values in another dtype, to the nearest, ties to even.
+
+    Raises:
+        OverflowError: for a number that is finite before and not after.
+    """
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore"):
+        result = values.astype(dtype)
+    if not (np.isfinite(result) | ~np.isfinite(values)).all():
+        raise OverflowError(f"{float(np.abs(values[np.isfinite(values)]).max()):g} is too large for {dtype.name}")
+    return result
 
 
 def read_each(stored: Iterable[tuple[str, StoredTensor]]) -> Iterator[tuple[str, NDArray[Any]]]:
