@@ -1,0 +1,98 @@
+"""The settings of a LoRA adapter in MindFormers' words, which its weight files do not hold: `pet_config`."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from twintune.artifacts import parse_yaml
+from twintune.backends import Lora
+from twintune.converters.names import LINEAR_MODULES, MODULES
+from twintune.errors import UserError, raise_collected
+
+LEAVES = {theirs.split(".")[1]: ours.split(".")[1] for theirs, ours in MODULES.items()}
+NUMBERS: dict[str, tuple[Any, str]] = {
+    "lora_rank": (int, "a whole number"),
+    "lora_alpha": (int | float, "a number"),
+    "lora_dropout": (int | float, "a number"),
+}
+
+
+@dataclass(frozen=True)
+class PetConfig:
+    """What a file says of an adapter.
+
+    Attributes:
+        lora: rank, strength and layers.
+        base_model: the model that it belongs to, where the file names one.
+    """
+
+    lora: Lora
+    base_model: str | None
+
+
+def to_pet_config(lora: Lora) -> dict[str, Any]:
+    """The section for a MindFormers YAML; its pattern is matched with the beginning of a layer's own name."""
+    return {
+        "pet_type": "lora",
+        "lora_rank": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "lora_dropout": lora.lora_dropout,
+        "target_modules": "|".join(f"{LEAVES[module]}$" for module in lora.target_modules),
+    }
+
+
+def read_pet_config(file: Path) -> PetConfig:
+    """Read `pet_config` from a MindFormers YAML, or from the JSON that an export wrote beside the matrices.
+
+    Raises:
+        UserError: if it cannot be read, has no such section, or the section does not say what it must.
+    """
+    try:
+        tree = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: the settings must be a YAML file, got: {' '.join(str(error).split())}") from None
+    section = _section(tree)
+    if section is None:
+        raise UserError(f"{file}: pet_config must be there, at the top or under model.model_config, got none")
+    raise_collected(f"{file}: pet_config.{problem}" for problem in _problems(section))
+    pattern = section["target_modules"]
+    targets = tuple(module for module in LINEAR_MODULES if re.match(pattern, LEAVES[module]))
+    lora = Lora(section["lora_rank"], section["lora_alpha"], section.get("lora_dropout", 0.0), targets)
+    return PetConfig(lora, tree.get("base_model_name_or_path"))
+
+
+def _section(tree: Any) -> Mapping[str, Any] | None:
+    for path in (("pet_config",), ("model", "model_config", "pet_config")):
+        found = tree
+        for key in path:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if isinstance(found, Mapping):
+            return found
+    return None
+
+
+def _problems(section: Mapping[str, Any]) -> list[str]:
+    problems = [
+        f"{key} must be {rule}, got {section.get(key)!r}"
+        for key, (kinds, rule) in NUMBERS.items()
+        if not isinstance(section.get(key, 0 if key == "lora_dropout" else None), kinds)
+    ]
+    if section.get("pet_type", "lora") != "lora":
+        problems.append(f"pet_type must be lora, got {section['pet_type']!r}")
+    if section.get("exclude_layers"):
+        problems.append(
+            f"exclude_layers must be empty, got {section['exclude_layers']!r}; every layer has the same LoRA"
+        )
+    return problems + _pattern_problems(section.get("target_modules"))
+
+
+def _pattern_problems(pattern: Any) -> list[str]:
+    try:
+        found = isinstance(pattern, str) and any(re.match(pattern, leaf) for leaf in LEAVES.values())
+    except re.error as error:
+        return [f"target_modules must be a regular expression, got {pattern!r}: {error}"]
+    return [] if found else [f"target_modules must match one of {', '.join(LEAVES.values())}, got {pattern!r}"]
