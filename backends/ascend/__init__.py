@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from twintune.backends import Choice, LanguageModel, Name, TrainJob, Watcher
+from twintune.backends import Choice, LanguageModel, Name, Probe, TrainJob, Watcher
 from twintune.backends.ascend import profile, runtime
 
 
@@ -49,3 +49,10 @@ class AscendBackend:
         from twintune.backends.ascend.decode import MindFormersModel
 
         return MindFormersModel(model, adapter, pad_token_id=pad_token_id, device=device, dtype=dtype)
+
+    def open_probe(self, job: TrainJob) -> Probe:
+        """See probe.AscendProbe."""
+        runtime.import_quietly()
+        from twintune.backends.ascend.probe import AscendProbe
+
+        return AscendProbe(job)

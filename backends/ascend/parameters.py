@@ -11,9 +11,12 @@ import mindspore as ms
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.converters.names import base_names
+from twintune.backends import Lora, TrainJob
+from twintune.converters.adapter import read_adapter
+from twintune.converters.names import adapter_names, base_names
 from twintune.converters.weights import read_weights
 from twintune.errors import raise_collected
+from twintune.models import read_model_config
 
 LORA_MARK = "mindpet_delta_lora"
 
@@ -41,6 +44,31 @@ def put_in(parameters: dict[str, Any], tensors: Iterable[tuple[str, NDArray[np.f
     raise_collected(problems)
 
 
+def put_on_adapter(job: TrainJob, parameters: dict[str, Any]) -> None:
+    """Put a job's initial adapter in, and see that the base is the job's and the adapter alone is trained.
+
+    Raises:
+        UserError: for every parameter that is missing, misshapen, differs or comes from nowhere.
+    """
+    config = read_model_config(job.model)
+    _, initial = read_adapter(job.initial_adapter)
+    names = adapter_names(config, job.lora.target_modules)
+    put_in(parameters, ((names[name], tensor) for name, tensor in initial.items()))
+    check_base(job.model, config, parameters)
+    check_trainable(parameters, set(names.values()))
+
+
+def adapter_tensors(parameters: dict[str, Any], config: dict[str, Any], lora: Lora) -> dict[str, NDArray[np.float32]]:
+    """The LoRA matrices by PEFT name, A [r, in] and B [out, r]."""
+    return {name: to_numpy(parameters[ours]) for name, ours in adapter_names(config, lora.target_modules).items()}
+
+
+def to_numpy(parameter: Any) -> NDArray[np.float32]:
+    """A copy as float32, exact from float16 and bfloat16."""
+    array: NDArray[np.float32] = ms.Tensor(parameter).astype(ms.float32).asnumpy().copy()
+    return array
+
+
 def check_base(model: Path, config: dict[str, Any], parameters: dict[str, Any]) -> None:
     """Compare every base parameter in the network with the Hugging Face file, and account for all.
 
@@ -65,7 +93,7 @@ def check_base(model: Path, config: dict[str, Any], parameters: dict[str, Any]) 
 
 def _same(parameter: Any, array: NDArray[np.float32]) -> bool:
     wanted = ms.Tensor(array).astype(parameter.dtype).astype(ms.float32).asnumpy()
-    return np.array_equal(ms.Tensor(parameter).astype(ms.float32).asnumpy(), wanted)
+    return np.array_equal(to_numpy(parameter), wanted)
 
 
 def check_trainable(parameters: dict[str, Any], adapter: set[str]) -> None:

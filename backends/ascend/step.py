@@ -1,10 +1,4 @@
-"""The training step on MindSpore: accumulation and loss normaliser as design rule 3 has them.
-
-MindFormers ignores `gradient_accumulation_steps` outside semi-auto parallel mode and averages the
-means of micro-batches inside it. This cell takes all rows of an optimizer step at once, adds up
-loss sums and gradients micro-batch by micro-batch in one compiled loop body, and divides once by
-the number of trained tokens.
-"""
+"""The training step on MindSpore: clipping and update around the gradients of accumulation.py."""
 
 from typing import Any
 
@@ -13,29 +7,11 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.wrapper.wrapper import MFTrainOneStepCell
 from mindspore import nn, ops
 
+from twintune.backends.ascend.accumulation import MeanGradients
 from twintune.backends.ascend.packed import PackedNetwork
 
-add = ops.MultitypeFuncGraph("add")
-divide = ops.MultitypeFuncGraph("divide")
-zeros = ops.MultitypeFuncGraph("zeros")
 square_sum = ops.MultitypeFuncGraph("square_sum")
 scale = ops.MultitypeFuncGraph("scale")
-take = ops.MultitypeFuncGraph("take")
-
-
-@add.register("Tensor", "Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
-def _add(left: ms.Tensor, right: ms.Tensor) -> ms.Tensor:
-    return left + ops.cast(right, ms.float32)
-
-
-@zeros.register("Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
-def _zeros(weight: ms.Tensor) -> ms.Tensor:
-    return ops.zeros_like(ops.cast(weight, ms.float32))
-
-
-@divide.register("Tensor", "Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
-def _divide(divisor: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
-    return ops.cast(gradient, ms.float32) / divisor
 
 
 @square_sum.register("Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
@@ -46,11 +22,6 @@ def _square_sum(gradient: ms.Tensor) -> ms.Tensor:
 @scale.register("Tensor", "Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
 def _scale(factor: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
     return gradient * factor
-
-
-@take.register("Tensor", "Tensor")  # type: ignore[untyped-decorator]  # mindspore ships no types
-def _take(numbers: ms.Tensor, rows: ms.Tensor) -> ms.Tensor:
-    return ops.gather(rows, numbers, 0)
 
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
@@ -73,15 +44,14 @@ class TwintuneTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]  # min
         if borders:
             self.network = PackedNetwork(network, borders)
         self.max_norm = kwargs["max_grad_norm"]
-        self.accumulation = accumulation
-        self.zero = ms.Tensor(0.0, ms.float32)
+        self.gradients = MeanGradients(self.network, self.weights, accumulation)
 
     def construct(self, *rows: ms.Tensor) -> tuple[ms.Tensor, ...]:
-        """Sum, divide, clip, update."""
+        """Mean gradients, clip, update."""
         sens = self.scale_sense
-        loss, tokens, grads = self.sums(rows, sens)
-        loss = loss / tokens
-        grads = self.hyper_map(ops.partial(divide, sens * tokens), grads)
+        losses, counts, grads = self.gradients(sens, *rows)
+        tokens = ops.reduce_sum(counts)
+        loss = ops.reduce_sum(losses) / tokens
         grads = self.grad_reducer(grads)
         norm = ops.sqrt(ops.addn(self.hyper_map(square_sum, grads)))
         overflow = self.process_loss_scale(ops.logical_not(ops.isfinite(norm)))
@@ -91,31 +61,3 @@ class TwintuneTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]  # min
         if not overflow:
             loss = ops.depend(loss, self.optimizer(grads))
         return loss, overflow, sens, learning_rate, norm, tokens
-
-    def sums(self, rows: tuple[ms.Tensor, ...], sens: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, tuple[ms.Tensor, ...]]:
-        """Loss sum, trained tokens and gradient sums over all micro-batches of the step."""
-        if self.accumulation == 1:
-            loss, tokens, grads = self.micro_batch(rows, sens)
-            return loss.reshape(()), tokens.reshape(()), grads
-        batch = rows[0].shape[0] // self.accumulation
-        loss, tokens = self.zero, self.zero
-        grads = self.hyper_map(zeros, self.weights)
-        micro = ms.Tensor(0, ms.int32)
-        while micro < self.accumulation:
-            numbers = micro * batch + ops.arange(0, batch)
-            more = self.micro_batch(self.hyper_map(ops.partial(take, numbers), rows), sens)
-            loss = loss + more[0].reshape(())
-            tokens = tokens + more[1].reshape(())
-            grads = self.hyper_map(add, grads, more[2])
-            micro = micro + 1
-        return loss, tokens, grads
-
-    def micro_batch(
-        self, rows: tuple[ms.Tensor, ...], sens: ms.Tensor
-    ) -> tuple[ms.Tensor, ms.Tensor, tuple[ms.Tensor, ...]]:
-        """Loss sum and trained tokens of one micro-batch, and the gradients of `sens * loss sum`."""
-        loss, tokens = self.network(*rows)
-        sens_loss = ops.ones_like(loss) * ops.cast(sens, loss.dtype)
-        sens_tokens = ops.zeros_like(tokens)
-        grads = self.grad(self.network, self.weights)(*rows, (sens_loss, sens_tokens))
-        return loss, tokens, grads

@@ -14,16 +14,10 @@ from twintune.artifacts import write_yaml
 from twintune.backends import Step, TrainJob, Watcher
 from twintune.backends.ascend.data import ordered_dataset
 from twintune.backends.ascend.keys import check_keys, check_overrides
-from twintune.backends.ascend.parameters import (
-    check_base,
-    check_trainable,
-    parameters_by_name,
-    put_in,
-)
+from twintune.backends.ascend.parameters import adapter_tensors, parameters_by_name, put_on_adapter
 from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
 from twintune.backends.ascend.runtime import start
-from twintune.converters.adapter import read_adapter, write_adapter
-from twintune.converters.names import adapter_names
+from twintune.converters.adapter import write_adapter
 from twintune.converters.weights import base_checkpoint
 from twintune.errors import UserError
 from twintune.models import read_model_config
@@ -72,22 +66,18 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
         self.job = job
         self.watcher = watcher
         self.adapter: dict[str, NDArray[np.float32]] = {}
+        self.parameters: dict[str, Any] = {}
         self.began = 0.0
 
     def on_train_begin(self, run_context: Any) -> None:
         """MindFormers trains random weights without a word: nothing starts before all are in place."""
-        parameters = parameters_by_name(run_context.original_args().train_network.network)
-        config = read_model_config(self.job.model)
-        _, initial = read_adapter(self.job.initial_adapter)
-        names = adapter_names(config, self.job.lora.target_modules)
-        put_in(parameters, ((names[name], tensor) for name, tensor in initial.items()))
-        check_base(self.job.model, config, parameters)
-        check_trainable(parameters, set(names.values()))
+        self.parameters = parameters_by_name(run_context.original_args().train_network.network)
+        put_on_adapter(self.job, self.parameters)
         self.watcher.status("compiling the graph (minutes for a large model; the first step waits for it)")
         self.began = time.perf_counter()
 
     def on_train_step_end(self, run_context: Any) -> None:
-        """Report a step as it is; stop on one that is not finite."""
+        """Report a step as it is, and keep the adapter where asked; stop on one that is not finite."""
         params = run_context.original_args()
         loss, _, _, learning_rate, norm, tokens = (float(value.asnumpy()) for value in params.net_outputs)
         number = int(params.cur_step_num)
@@ -97,12 +87,15 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
                 f"step {number}: loss and gradient norm must be finite, got {loss} and {norm} on rows {rows}; "
                 "lower train.learning_rate or use backend.dtype=float32"
             )
+        if number in self.job.snapshot_steps:
+            write_adapter(self.job.snapshot(number), self._adapter(), self.job.lora, str(self.job.model))
         now = time.perf_counter()
         self.watcher.step(Step(number, loss, norm, learning_rate, int(tokens), now - self.began))
         self.began = now
 
     def on_train_end(self, run_context: Any) -> None:
         """Take the adapter out under its PEFT names."""
-        parameters = parameters_by_name(run_context.original_args().train_network.network)
-        names = adapter_names(read_model_config(self.job.model), self.job.lora.target_modules)
-        self.adapter = {name: parameters[ours].asnumpy() for name, ours in names.items()}
+        self.adapter = self._adapter()
+
+    def _adapter(self) -> dict[str, NDArray[np.float32]]:
+        return adapter_tensors(self.parameters, read_model_config(self.job.model), self.job.lora)

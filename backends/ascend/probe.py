@@ -1,0 +1,176 @@
+"""The network of a job opened for measuring: the one that MindFormers' Trainer would train, and its gradients."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindformers import build_context
+from mindformers.models.build_model import build_network
+from mindformers.tools.register import MindFormerConfig
+from mindformers.wrapper.wrapper import DataOrderWrapperCell, get_real_models
+from mindspore import nn
+from numpy.typing import NDArray
+
+from twintune.backends import Forward, StepGradients, TrainJob
+from twintune.backends.ascend.accumulation import MeanGradients
+from twintune.backends.ascend.data import conversation_ends, conversation_numbers, ordered_dataset
+from twintune.backends.ascend.keys import check_keys, check_overrides
+from twintune.backends.ascend.packed import PackedNetwork
+from twintune.backends.ascend.parameters import parameters_by_name, put_in, put_on_adapter, to_numpy
+from twintune.backends.ascend.profile import CONVERSATION_ENDS, compiled_length, packed_borders, training_config
+from twintune.backends.ascend.stages import keep_stages, kept_outputs
+from twintune.converters.names import adapter_names, base_names
+from twintune.converters.rows import IGNORED
+from twintune.converters.weights import read_weights
+from twintune.errors import UserError, raise_collected
+from twintune.models import read_model_config
+
+
+class AscendProbe:
+    """The Probe protocol over MindFormers' network, compiled once for `forward` and once for `gradients`."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self._job = job
+        self._length = compiled_length(job.row_length)
+        self._borders = packed_borders(job, job.device).value if job.packed else None
+        config = read_model_config(job.model)
+        network, columns = build_for_training(job)
+        parameters = parameters_by_name(network)
+        names = base_names(config)
+        put_in(parameters, ((names[name], tensor) for name, tensor in read_weights(job.model, config)))
+        put_on_adapter(job, parameters)
+        self._base = {name: parameters[ours] for name, ours in names.items()}
+        matrices = adapter_names(config, job.lora.target_modules)
+        self._adapter = {name: parameters[ours] for name, ours in matrices.items()}
+        self._network = DataOrderWrapperCell(columns, network)
+        if self._borders:
+            self._network = PackedNetwork(self._network, self._borders)
+        weights = ms.ParameterTuple(list(self._adapter.values()))
+        self._mean_gradients = MeanGradients(self._network, weights, accumulation=job.order.shape[1])
+        self._stages = keep_stages(get_real_models(network).model, (1, self._length, config["hidden_size"]))
+
+    def base(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Every base weight as it lies in the network, by Hugging Face name, in the order of base_names."""
+        for name, parameter in self._base.items():
+            yield name, to_numpy(parameter)
+
+    def put_base(self, tensors: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+        """Replace base weights, rounded to the dtype of the network.
+
+        Raises:
+            UserError: for every name the network has not, and every shape that differs.
+        """
+        put_in(self._base, tensors)
+
+    def adapter(self) -> dict[str, NDArray[np.float32]]:
+        """Every LoRA matrix as it lies in the network, by PEFT name."""
+        return {name: to_numpy(parameter) for name, parameter in self._adapter.items()}
+
+    def put_adapter(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Replace all LoRA matrices.
+
+        Raises:
+            UserError: for every missing, unknown and misshapen one.
+        """
+        raise_collected(
+            f"network: the adapter must have all matrices of the network, got no {name}"
+            for name in sorted(self._adapter.keys() - tensors.keys())
+        )
+        put_in(self._adapter, tensors.items())
+
+    def forward(self, rows: Sequence[Sequence[int]]) -> list[Forward]:
+        """Logits and hidden states of unpacked rows, one row at a time, in evaluation mode.
+
+        Raises:
+            UserError: for a row that is longer than the compiled length.
+        """
+        raise_collected(
+            f"row {number}: it must have at most the {self._length} tokens of the compiled network, got {len(row)}"
+            for number, row in enumerate(rows)
+            if len(row) > self._length
+        )
+        self._network.set_train(False)
+        return [self._forward(row) for row in rows]
+
+    def _forward(self, row: Sequence[int]) -> Forward:
+        input_ids = np.full((1, self._length), self._job.pad_token_id, np.int32)
+        input_ids[0, : len(row)] = row
+        inputs = [input_ids, input_ids]  # labels, which evaluation does not use
+        if self._borders:
+            inputs.append(_one_conversation(len(row), self._length, self._borders)[None])
+        logits = self._network(*map(ms.Tensor, inputs))[0]
+        return Forward(logits.asnumpy()[0, : len(row)].copy(), kept_outputs(self._stages, len(row)))
+
+    def gradients(self, numbers: NDArray[np.int64]) -> StepGradients:
+        """Losses and gradients of the job's rows with these numbers, int64 [accumulation, batch].
+
+        The graph gives losses by micro-batch. It is called once more for each place in a batch, with the labels of
+        all other places masked: that is each row's own loss. Dropout, if any, is drawn anew in each call.
+
+        Raises:
+            UserError: if no token of these rows is trained.
+        """
+        rows = self._read(numbers)
+        self._network.set_train(True)
+        losses, counts, gradients = self._call(rows)
+        tokens = int(counts.sum())
+        if tokens == 0:
+            raise UserError(f"{self._job.rows}: rows {numbers.ravel().tolist()} must have a trained token, got none")
+        batch = numbers.shape[1]
+        alone = (
+            [self._call(_masked_but(rows, place, batch)) for place in range(batch)] if batch > 1 else [(losses, counts)]
+        )
+        return StepGradients(
+            loss=float(losses.sum() / tokens),
+            tokens=tokens,
+            row_losses=np.stack([one[0] for one in alone], axis=1),
+            row_tokens=np.stack([one[1] for one in alone], axis=1),
+            gradients=dict(zip(self._adapter, gradients, strict=True)),
+        )
+
+    def _read(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int32]]:
+        """The columns of the dataset, int32 [accumulation * batch, ...] each."""
+        mindrecord = self._job.rows / "rows.mindrecord"
+        dataset = ordered_dataset(mindrecord, numbers[None], self._length, self._job.pad_token_id, self._borders)
+        return next(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))
+
+    def _call(self, rows: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.float64], NDArray[np.int64], list[Any]]:
+        """Loss sums and trained tokens by micro-batch, and the gradients."""
+        losses, counts, gradients = self._mean_gradients(ms.Tensor(1.0, ms.float32), *map(ms.Tensor, rows))
+        return losses.asnumpy().astype(np.float64), counts.asnumpy().astype(np.int64), [g.asnumpy() for g in gradients]
+
+
+def build_for_training(job: TrainJob) -> tuple[nn.Cell, list[str]]:
+    """MindFormers' network with LoRA on random weights, and the names of its inputs, as its Trainer builds it.
+
+    Raises:
+        UserError: for overrides that MindFormers would not read.
+    """
+    check_overrides(job.overrides)
+    settings = training_config(job, job.device)
+    check_keys(settings)
+    build_context({"context": settings["context"], "parallel": {}, "use_parallel": False})
+    with redirect_stdout(StringIO()):
+        network = build_network(
+            MindFormerConfig(**settings["model"]),
+            default_args={"calculate_per_token_loss": settings["calculate_per_token_loss"]},
+        )
+    return network, settings["train_dataset"]["input_columns"]
+
+
+def _one_conversation(tokens: int, length: int, borders: str) -> NDArray[np.int32]:
+    """The third column of a packed dataset for a row that holds one conversation."""
+    lengths = np.array([tokens], np.int32)
+    if borders == CONVERSATION_ENDS:
+        return conversation_ends(lengths, length, width=2)
+    return conversation_numbers(lengths, length)
+
+
+def _masked_but(rows: Sequence[NDArray[np.int32]], place: int, batch: int) -> list[NDArray[np.int32]]:
+    """The columns with labels at one place of each micro-batch only."""
+    input_ids, labels, *borders = rows
+    elsewhere = np.arange(len(labels)) % batch != place
+    return [input_ids, np.where(elsewhere[:, None], np.int32(IGNORED), labels), *borders]
