@@ -87,6 +87,20 @@ def linear_shapes(config: Mapping[str, Any], target_modules: Iterable[str]) -> d
     }
 
 
+def base_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight in base_names, by Hugging Face name; MindFormers keeps the same."""
+    embedding = (config["vocab_size"], config["hidden_size"])
+    linear = linear_shapes(config, LINEAR_MODULES)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in base_names(config):
+        module, _, leaf = name.rpartition(".")
+        if module in linear:
+            shapes[name] = linear[module] if leaf == "weight" else linear[module][:1]
+        else:
+            shapes[name] = (config["hidden_size"],) if module.endswith("norm") else embedding
+    return shapes
+
+
 def adapter_names(config: Mapping[str, Any], target_modules: Iterable[str]) -> dict[str, str]:
     """Every LoRA matrix, PEFT name to MindFormers name; no transpose lies between the two."""
     names = {}
