@@ -43,6 +43,8 @@ def choose_rows(lengths: NDArray[np.int64], order: NDArray[np.int64], seed: int,
 def choose_conversations(rows: Mapping[int, Row], seed: int, count: int) -> list[Conversation]:
     """`count` conversations by seed, each with a prompt and a trained token, none packed with another.
 
+    A larger count adds conversations behind those of a smaller one.
+
     Args:
         rows: candidates by row number.
         seed: of the recipe.
@@ -50,7 +52,7 @@ def choose_conversations(rows: Mapping[int, Row], seed: int, count: int) -> list
     """
     found = [one for number, row in sorted(rows.items()) for one in _conversations(number, row)]
     drawn = np.random.default_rng((seed, 2)).permutation(len(found))[:count]
-    return [found[place] for place in sorted(drawn.tolist())]
+    return [found[place] for place in drawn.tolist()]
 
 
 def _conversations(number: int, row: Row) -> list[Conversation]:
