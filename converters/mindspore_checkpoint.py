@@ -151,10 +151,11 @@ class _Reader:
         """Take in one value; what is too large for one comes in several, one after another. Returns its name."""
         parts = dict(self._fields(start, start + length))
         name = self._text(parts.get(1))
-        if not isinstance(parts.get(2), tuple):
+        tensor = parts.get(2)
+        if not isinstance(tensor, tuple):
             self.problems.append(f"{self.path}: {name} must be a tensor, got a map or nothing")
             return name
-        shape, kind, content = self._tensor(*parts[2])
+        shape, kind, content = self._tensor(*tensor)
         if name in self.spans and (name != last or self.types[name] != (kind, shape)):
             self.problems.append(f"{self.path}: {name} must be there once, got it again")
             return name

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -82,7 +83,7 @@ class StoredTensor:
             for start in range(0, self.spec.nbytes, size):
                 yield self._read_bytes(stream, start, min(start + size, self.spec.nbytes)).view(self.spec.dtype)
 
-    def _read_bytes(self, stream: BinaryIO, start: int, stop: int) -> NDArray[np.uint8]:
+    def _read_bytes(self, stream: BufferedReader, start: int, stop: int) -> NDArray[np.uint8]:
         """Bytes `start` to `stop` of the tensor, which may lie in several parts."""
         buffer = np.empty(stop - start, np.uint8)
         base = 0  # where a part begins within the tensor
@@ -90,7 +91,7 @@ class StoredTensor:
             first, last = max(start, base), min(stop, base + length)
             if first < last:
                 stream.seek(offset + first - base)
-                if stream.readinto(memoryview(buffer[first - start : last - start])) != last - first:
+                if stream.readinto(buffer[first - start : last - start].data) != last - first:
                     raise EOFError(f"{self.file}: ended while it was read; another program cuts it")
             base += length
         return buffer
@@ -119,4 +120,4 @@ def read_each(stored: Iterable[tuple[str, StoredTensor]]) -> Iterator[tuple[str,
 
 def raw_bytes(array: NDArray[Any]) -> memoryview:
     """The bytes of an array in C order, little-endian as every format here stores them; no copy if they lie so."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
