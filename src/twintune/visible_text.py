@@ -4,10 +4,10 @@ import unicodedata
 
 
 def visible(text: str) -> str:
-    """Spell out every character that has no picture, but newline and tab.
+    r"""Spell out every character that has no picture, but newline and tab.
 
     C0 control characters become their Unicode control pictures (an escape is `␛`); other controls, marks that
-    turn the direction of text, and lone surrogates, which UTF-8 cannot hold, become their number (`\\u202e`).
+    turn the direction of text, and lone surrogates, which UTF-8 cannot hold, become their number (`\u202e`).
     """
     if text.isprintable():
         return text

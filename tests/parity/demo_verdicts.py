@@ -139,7 +139,7 @@ def failing_verdict(steps: int = 20, layers: int = 12) -> Verdict:
             Measure("largest relative error of a hidden state", 0.014, 1e-4, "layers.3, with adapter"),
         ),
         place="layers.3, row 7, position 41 (token 42 of 118)",
-        cause="the attention of this layer sees another rotation: compare rope_theta and rope_scaling of the two models",
+        cause="the attention of this layer sees another rotation: compare rope_theta and rope_scaling",
         details=(
             "row 7, tokens 38 to 44, and the error at each:",
             "  小明  2.1e-07",

@@ -40,7 +40,7 @@ class Axis:
     def _powers(self, most: int) -> list[Tick]:
         first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
         every = max(1, math.ceil((last - first + 1) / most))
-        return [Tick(self.place(10.0**power), f"1e{power}") for power in range(first, last + 1, every)]
+        return [Tick(self.place(10.0**power), f"1e{power:+03d}") for power in range(first, last + 1, every)]
 
     def _scaled(self, value: float) -> float:
         if not self.logarithmic:
@@ -72,7 +72,7 @@ def symmetric_axis(values: Iterable[float]) -> Axis:
 def logarithmic_axis(values: Iterable[float]) -> Axis:
     """A logarithmic axis in whole powers of ten over drawable values above 0, with one power free below for zeros."""
     values = list(values)
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 0.1)
     return Axis(10.0 ** max(low - 1, -300), 10.0 ** max(high, low + 1, -299), logarithmic=True)
 
 
@@ -89,4 +89,5 @@ def _label(value: float, step: float, largest: float) -> str:
     last = math.floor(math.log10(step))
     if 1e-3 <= largest < 1e6:
         return f"{value:.{max(0, -last)}f}"
-    return f"{value:.{max(0, math.floor(math.log10(abs(value))) - last)}e}"
+    mantissa, exponent = f"{value:.{max(0, math.floor(math.log10(abs(value))) - last)}e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{exponent}"

@@ -1,18 +1,18 @@
 """The charts of a verdict: loss, its residual, gradient norms over the steps, and errors by stage of the network."""
 
+import math
 from itertools import cycle
 from typing import Literal
 
 from twintune.parity.axis import Axis, Tick, axis_over, is_drawable, logarithmic_axis, symmetric_axis
-from twintune.parity.drawing import Chart, Curve, Points, dots, gaps, path
+from twintune.parity.drawing import Chart, Points, Style, curve, gaps
 from twintune.parity.verdict import Verdict
 from twintune.parity.wording import figure, side_names
 
 WHOLE_BAND = 8.0  # a limit up to so many times the largest residual is drawn whole; a wider one fills the panel
 Y_TICKS = 5
 X_TICKS = 6  # as many as fit a telephone
-Styles = Literal["first", "second"]
-STYLES: tuple[Styles, Styles] = ("first", "second")
+STYLES: tuple[Style, Style] = ("first", "second")
 # Limits that the charts show, by their names in Verdict.tolerances.
 LOSS, MEAN_RESIDUAL, HIDDEN, LOGITS = "loss", "mean_signed_residual", "hidden", "logits"
 
@@ -39,9 +39,9 @@ def stage_charts(verdict: Verdict) -> list[Chart]:
     stages = stages_of(verdict)
     if not stages:
         return []
-    lines = {name: verdict.tolerances[name][0] for name in (HIDDEN, LOGITS) if name in verdict.tolerances}
+    limits = {name: limit for name in (HIDDEN, LOGITS) if (limit := _limit(verdict, name))}
     errors = [value for series in verdict.stage_errors.values() for value in series.values()]
-    shown = [value for value in (*errors, *lines.values()) if is_drawable(value) and value > 0]
+    shown = [value for value in (*errors, *limits.values()) if is_drawable(value) and value > 0]
     # Zeros alone still need an axis: this is the spacing of float32.
     y_axis, x_axis = logarithmic_axis(shown or [2.0**-23]), axis_over(range(len(stages)), 0.02)
     series = {
@@ -53,24 +53,31 @@ def stage_charts(verdict: Verdict) -> list[Chart]:
             "Error by stage of the network",
             "largest relative error of each stage's output" + (", 0 at the lower edge" if 0.0 in errors else ""),
             tuple(
-                Curve(name, style, path(points, x_axis, y_axis), dots(points, x_axis, y_axis))
+                curve(name, style, points, x_axis, y_axis)
                 for style, (name, points) in zip(cycle(STYLES), series.items(), strict=False)
             ),
             _stage_ticks(stages, x_axis),
             tuple(y_axis.ticks(Y_TICKS)),
-            lines=tuple(
-                Tick(y_axis.place(limit), f"limit of {name} {figure(limit)}")
-                for name, limit in lines.items()
-                if is_drawable(limit) and limit > 0
-            ),
+            levels=_limit_levels(limits, y_axis),
             gaps="".join(gaps(points, x_axis) for points in series.values()),
         )
     ]
 
 
+def _limit_levels(limits: dict[str, float], y_axis: Axis) -> tuple[Tick, ...]:
+    """A level for each limit, with the names of all that share it."""
+    names: dict[float, list[str]] = {}
+    for name, limit in limits.items():
+        names.setdefault(limit, []).append(name)
+    return tuple(
+        Tick(y_axis.place(limit), f"limit of {' and '.join(sharing)}: {figure(limit)}")
+        for limit, sharing in names.items()
+    )
+
+
 def _stage_ticks(stages: list[str], x_axis: Axis) -> tuple[Tick, ...]:
     every = max(1, -(-(len(stages) - 1) // (X_TICKS - 2)))
-    numbers = [number for number in range(0, len(stages) - 1, every) if number + every / 2 < len(stages) - 1]
+    numbers = [number for number in range(0, len(stages) - 1, every) if number + every / 2 <= len(stages) - 1]
     return tuple(Tick(x_axis.place(number), stages[number]) for number in [*numbers, len(stages) - 1])
 
 
@@ -86,7 +93,7 @@ def _curves(verdict: Verdict, what: Literal["loss", "grad_norm"], title: str, no
             title,
             note,
             tuple(
-                Curve(name, style, path(points, x_axis, y_axis))
+                curve(name, style, points, x_axis, y_axis)
                 for style, name, points in zip(STYLES, side_names(verdict), series, strict=True)
                 if points
             ),
@@ -110,30 +117,48 @@ def _residuals(verdict: Verdict) -> Points:
 def _residual_chart(verdict: Verdict, residuals: Points) -> Chart:
     drawable = [y for _, y in residuals if is_drawable(y)]
     largest = max(map(abs, drawable), default=0.0)
-    limit = verdict.tolerances[LOSS][0] if LOSS in verdict.tolerances else None
-    whole = limit is not None and is_drawable(limit) and (limit <= WHOLE_BAND * largest or not largest)
-    x_axis = _step_axis(verdict)
-    y_axis = symmetric_axis([largest, limit] if whole and limit is not None else [largest])
+    limit = _limit(verdict, LOSS)
+    shown = [largest] if limit is None or (largest and limit > WHOLE_BAND * largest) else [largest, limit]
+    x_axis, y_axis = _step_axis(verdict), symmetric_axis(shown)
     mean = sum(drawable) / len(drawable) if drawable else None
+    notes = [*_mean_notes(verdict, mean, len(residuals) - len(drawable)), *_band_notes(limit, largest)]
     return Chart(
         "Residual of the loss, second minus first",
-        _residual_note(verdict, mean, len(residuals) - len(drawable), limit, whole),
-        (Curve("residual", "residual", path(residuals, x_axis, y_axis)),),
+        "; ".join(notes),
+        (curve("residual", "residual", residuals, x_axis, y_axis),),
         tuple(x_axis.ticks(X_TICKS, least_step=1.0)),
-        tuple(y_axis.ticks(Y_TICKS)) if drawable else (),
+        tuple(y_axis.ticks(Y_TICKS)) if max(shown) else (),
         band=None if limit is None else (y_axis.place(-limit), y_axis.place(limit)),
-        lines=(Tick(y_axis.place(0.0), ""),) + ((Tick(y_axis.place(mean), "mean"),) if mean is not None else ()),
+        zero=y_axis.place(0.0),
+        levels=() if mean is None else (Tick(y_axis.place(mean), ""),),
         gaps=gaps(residuals, x_axis),
     )
 
 
-def _residual_note(verdict: Verdict, mean: float | None, not_numbers: int, limit: float | None, whole: bool) -> str:
-    parts = []
+def _limit(verdict: Verdict, name: str) -> float | None:
+    """A limit by its name, if there is one that a chart can show."""
+    limit, _ = verdict.tolerances.get(name, (math.nan, ""))
+    return limit if is_drawable(limit) and limit >= 0 else None
+
+
+def _mean_notes(verdict: Verdict, mean: float | None, not_numbers: int) -> list[str]:
+    notes = []
     if mean is not None:
-        bound = verdict.tolerances.get(MEAN_RESIDUAL)
-        parts.append(f"mean {mean:+.1e}" + (f" of at most {figure(bound[0])} either way" if bound else ""))
+        limit = _limit(verdict, MEAN_RESIDUAL)
+        notes.append(
+            f"dashed: the mean, {mean:+.1e}" + ("" if limit is None else f", limit {figure(limit)} either way")
+        )
     if not_numbers:
-        parts.append(f"{not_numbers} steps whose residual is not a number are not in the mean")
-    if limit is not None:
-        parts.append(f"shaded: the limit of a step, {figure(limit)}" + ("" if whole else ", wider than this panel"))
-    return "; ".join(parts)
+        notes.append(f"{not_numbers} steps whose residual is not a finite number are not in the mean")
+    return notes
+
+
+def _band_notes(limit: float | None, largest: float) -> list[str]:
+    if limit is None:
+        return []
+    width = ""
+    if limit < largest / 100:
+        width = ", too narrow to be seen here"
+    elif largest and limit > WHOLE_BAND * largest:
+        width = ", wider than this panel"
+    return [f"shaded: the limit of one step, {figure(limit)}{width}"]

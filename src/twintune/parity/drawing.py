@@ -7,7 +7,9 @@ from typing import Literal
 from twintune.parity.axis import Axis, Tick, is_drawable
 
 SIZE = 1000  # of the drawing in both directions; the page stretches it over the width that it has
+MOST_DOTS = 100
 Points = Sequence[tuple[float, float]]
+Style = Literal["first", "second", "residual"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Curve:
     """
 
     name: str
-    style: Literal["first", "second", "residual"]
+    style: Style
     path: str
     dots: str = ""
 
@@ -36,7 +38,8 @@ class Chart:
         curves: drawn in this order.
         x_ticks, y_ticks: places from the left and from the bottom, 0 to 1.
         band: lowest and highest place of a limit around zero; None without one.
-        lines: level lines, places from the bottom.
+        zero: the place of zero; None where it is not drawn.
+        levels: dashed lines, places from the bottom, with their names or none.
         gaps: path data of upright lines where a value is not a number.
     """
 
@@ -46,12 +49,23 @@ class Chart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     band: tuple[float, float] | None = None
-    lines: tuple[Tick, ...] = ()
+    zero: float | None = None
+    levels: tuple[Tick, ...] = ()
     gaps: str = ""
 
 
-def path(points: Points, x_axis: Axis, y_axis: Axis) -> str:
-    """Path data through the points, lifted where a value has no place."""
+def curve(name: str, style: Style, points: Points, x_axis: Axis, y_axis: Axis) -> Curve:
+    """A line through the points, broken where a value has no place; up to MOST_DOTS points are marked."""
+    dots = _dots(points, x_axis, y_axis) if len(points) <= MOST_DOTS else ""
+    return Curve(name, style, _path(points, x_axis, y_axis), dots)
+
+
+def gaps(points: Points, x_axis: Axis) -> str:
+    """Path data of an upright line for every value that has no place."""
+    return "".join(f"M{SIZE * x_axis.place(x):.1f} 0V{SIZE}" for x, y in points if not is_drawable(y))
+
+
+def _path(points: Points, x_axis: Axis, y_axis: Axis) -> str:
     commands = []
     lifted = True
     for x, y in points:
@@ -65,14 +79,8 @@ def path(points: Points, x_axis: Axis, y_axis: Axis) -> str:
     return "".join(commands)
 
 
-def dots(points: Points, x_axis: Axis, y_axis: Axis) -> str:
-    """Path data of a dot for every point that has a place."""
+def _dots(points: Points, x_axis: Axis, y_axis: Axis) -> str:
     return "".join(f"M{_place(x, y, x_axis, y_axis)}h0" for x, y in points if is_drawable(y))
-
-
-def gaps(points: Points, x_axis: Axis) -> str:
-    """Path data of an upright line for every value that has no place."""
-    return "".join(f"M{SIZE * x_axis.place(x):.1f} 0V{SIZE}" for x, y in points if not is_drawable(y))
 
 
 def _place(x: float, y: float, x_axis: Axis, y_axis: Axis) -> str:

@@ -3,7 +3,7 @@
 from xml.etree import ElementTree
 
 from twintune.parity.verdict import Measure, Rung, Verdict
-from twintune.parity.wording import computed_by, side_names, value_and_limit
+from twintune.parity.wording import computed_by, conclusion, side_names, value_and_limit
 from twintune.visible_text import visible
 
 SUITE = "twintune.parity"
@@ -20,7 +20,7 @@ def junit_xml(verdict: Verdict) -> str:
     _add_properties(suite, verdict)
     for rung in verdict.rungs:
         _add_case(suite, rung)
-    _add_text(suite, "system-out", [verdict.sentence])
+    _add_text(suite, "system-out", [conclusion(verdict)])
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 

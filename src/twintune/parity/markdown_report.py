@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 from twintune.markdown import block, escape, markdown_table
 from twintune.parity.verdict import Rung, Verdict
-from twintune.parity.wording import figure, ladder_rows, side_names, value_and_limit, version_rows
+from twintune.parity.wording import conclusion, figure, ladder_rows, side_names, value_and_limit, version_rows
 
 
 def markdown_report(verdict: Verdict) -> str:
     """Verdict, first difference, the ladder with every measure, both sides, the job and the tolerances."""
     parts = [
         "# Parity of two runs",
-        f"**{escape(verdict.sentence)}**",
+        f"**{escape(conclusion(verdict))}**",
         *_difference(verdict.first_difference),
         "## The ladder",
         ladder_table(verdict),
@@ -82,7 +82,7 @@ def _stage_table(verdict: Verdict) -> str:
     if not stages:
         return "Not measured."
     rows = (
-        (stage, *(figure(errors[name][stage]) if stage in errors[name] else "" for name in errors)) for stage in stages
+        (stage, *(figure(series[stage]) if stage in series else "" for series in errors.values())) for stage in stages
     )
     return markdown_table(("stage", *(f"relative error {name}" for name in errors)), rows)
 

@@ -7,8 +7,10 @@ from twintune.parity.charts import grad_norm_charts, loss_charts, stage_charts, 
 from twintune.parity.drawing import SIZE
 from twintune.parity.verdict import Verdict
 from twintune.parity.wording import (
+    HEADLINES,
     computed_by,
     deciding_measure,
+    detail,
     figure,
     outcome,
     share_of_limit,
@@ -19,11 +21,6 @@ from twintune.parity.wording import (
 from twintune.visible_text import visible
 
 PAGE = Path(__file__).with_name("page.html.jinja")
-HEADLINES = {
-    "same": "The same job",
-    "incomplete": "No difference found, but not everything was measured",
-    "different": "Not the same job",
-}
 
 
 def html_page(verdict: Verdict) -> str:
@@ -38,6 +35,7 @@ def html_page(verdict: Verdict) -> str:
         "verdict": verdict,
         "outcome": outcome(verdict),
         "headline": HEADLINES[outcome(verdict)],
+        "detail": detail(verdict)[:1].upper() + detail(verdict)[1:],
         "names": side_names(verdict),
         "computed_by": computed_by,
         "deciding_measure": deciding_measure,

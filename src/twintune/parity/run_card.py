@@ -1,17 +1,18 @@
-"""The run card: one file that a reviewer reads in a minute to know what was shown, of what, and how to show it again."""
+"""The run card: what a reviewer reads in a minute to know what was shown, of what, and how to show it again."""
 
 from shlex import quote
 
 from twintune.markdown import block, escape, markdown_table
 from twintune.parity.markdown_report import job_table, ladder_table, sides_table, tolerances_table
 from twintune.parity.verdict import Side, Verdict
+from twintune.parity.wording import conclusion
 
 
 def run_card(verdict: Verdict) -> str:
     """Verdict, ladder, what was not measured, job, sides, tolerances, and the commands, as Markdown."""
     parts = [
         "# Run card",
-        f"**{escape(verdict.sentence)}**",
+        f"**{escape(conclusion(verdict))}**",
         _difference(verdict),
         "## What was compared",
         ladder_table(verdict),
@@ -24,7 +25,7 @@ def run_card(verdict: Verdict) -> str:
         "## Tolerances",
         tolerances_table(verdict),
         "## Do it again",
-        "With the recipe of the job (its hash is above), and the two recordings on any two machines:",
+        "With the recipe of this job; each side is recorded on its own machine, and compared on any:",
         block(commands(verdict)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -50,7 +51,11 @@ def _difference(verdict: Verdict) -> str:
 
 
 def _not_measured(verdict: Verdict) -> str:
-    rungs = [rung for rung in verdict.rungs if rung.status == "not measured"]
-    if not rungs:
+    rungs_by_reason: dict[str, list[str]] = {}
+    for rung in verdict.rungs:
+        if rung.status == "not measured":
+            rungs_by_reason.setdefault(rung.summary, []).append(str(rung.number))
+    if not rungs_by_reason:
         return "Nothing: every rung was measured."
-    return markdown_table(("rung", "why not"), ((f"{rung.number}. {rung.name}", rung.summary) for rung in rungs))
+    rows = ((", ".join(numbers), reason) for reason, numbers in rungs_by_reason.items())
+    return markdown_table(("rungs", "why not"), rows)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from twintune.parity.verdict import Rung, Verdict
-from twintune.parity.wording import ladder_rows, outcome, side_names, version_rows
+from twintune.parity.wording import conclusion, ladder_rows, outcome, side_names, version_rows
 from twintune.visible_text import visible
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def print_verdict(verdict: Verdict, console: "Console") -> None:
     """Print the sides, the ladder with each rung's deciding measure, the verdict and the first difference."""
     console.print(_sides(verdict))
     console.print(_ladder(verdict))
-    _say(console, verdict.sentence, OUTCOME_STYLE[outcome(verdict)])
+    _say(console, conclusion(verdict), OUTCOME_STYLE[outcome(verdict)])
     if verdict.first_difference is not None:
         _print_difference(verdict.first_difference, console)
 
@@ -64,7 +64,6 @@ def _ladder(verdict: Verdict) -> "Table":
         _add(table, *cells, style=STATUS_STYLE[cells[2]])
     for column in (0, 4, 5):
         table.columns[column].justify = "right"
-        table.columns[column].overflow = "fold"
         table.columns[column].no_wrap = True
     table.columns[2].no_wrap = True
     return table

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from twintune.parity.verdict import Rung, Verdict
+from twintune.parity.wording import conclusion, outcome
 
 SCHEMA_VERSION = 1
 
@@ -19,7 +20,8 @@ def verdict_json(verdict: Verdict) -> str:
     values = {
         "schema_version": SCHEMA_VERSION,
         "same": verdict.same,
-        "sentence": verdict.sentence,
+        "outcome": outcome(verdict),
+        "sentence": conclusion(verdict),
         "first_difference": None if difference is None else difference.number,
         "sides": [asdict(side) | {"versions": dict(side.versions)} for side in verdict.sides],
         "rungs": [_rung(rung) for rung in verdict.rungs],

@@ -5,10 +5,14 @@ from typing import Literal
 
 from twintune.parity.verdict import Measure, Rung, Side, Verdict
 
-NOT_MEASURED = "not measured"
 NO_PACKAGE = "none"
 
 Outcome = Literal["same", "incomplete", "different"]
+HEADLINES: dict[Outcome, str] = {
+    "same": "The same job",
+    "incomplete": "No difference found, but not everything was measured",
+    "different": "Not the same job",
+}
 
 
 def outcome(verdict: Verdict) -> Outcome:
@@ -17,6 +21,17 @@ def outcome(verdict: Verdict) -> Outcome:
         return "different"
     measured = all(rung.status == "same" for rung in verdict.rungs)
     return "same" if measured and verdict.rungs else "incomplete"
+
+
+def detail(verdict: Verdict) -> str:
+    """What the verdict's sentence says after its first words, which the headline says."""
+    _, _, rest = verdict.sentence.partition(": ")
+    return rest
+
+
+def conclusion(verdict: Verdict) -> str:
+    """The verdict in one sentence, which does not call the same what was not measured."""
+    return f"{HEADLINES[outcome(verdict)]}: {detail(verdict)}"
 
 
 def figure(value: float) -> str:
@@ -56,11 +71,13 @@ def share_of_limit(measure: Measure) -> str:
 
 
 def deciding_measure(rung: Rung) -> Measure | None:
-    """The measure that does not hold, else the one nearest to its limit; None if no measure has a limit."""
+    """The measure that does not hold, else the one nearest to its limit; None if no number decided."""
     limited = [measure for measure in rung.measures if measure.limit is not None]
     broken = [measure for measure in limited if not measure.holds]
     if broken:
         return broken[0]
+    if rung.status == "different":
+        return None
     return max(limited, key=_nearness, default=None)
 
 
@@ -93,13 +110,5 @@ def version_rows(verdict: Verdict) -> list[tuple[str, str, str, bool]]:
     """Every package of either side: its name, both versions, and whether they are the same; differing ones first."""
     first, second = (side.versions for side in verdict.sides)
     packages = list(dict.fromkeys([*first, *second]))
-    rows = [
-        (
-            package,
-            first.get(package, NO_PACKAGE),
-            second.get(package, NO_PACKAGE),
-            first.get(package) == second.get(package),
-        )
-        for package in packages
-    ]
-    return sorted(rows, key=lambda row: row[3])
+    rows = [(package, first.get(package, NO_PACKAGE), second.get(package, NO_PACKAGE)) for package in packages]
+    return sorted([(*row, row[1] == row[2]) for row in rows], key=lambda row: row[3])
