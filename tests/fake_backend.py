@@ -1,6 +1,6 @@
 """A backend that computes nothing: what the front end knows of a backend is what is here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, Name, Step, TrainJob, Watcher
+from twintune.backends import Choice, Forward, Name, Step, StepGradients, TrainJob, Watcher
 from twintune.converters.adapter import read_adapter, write_adapter
+from twintune.converters.weights import read_weights
 from twintune.errors import UserError
+from twintune.models import read_model_config
 from twintune.schedule import learning_rates
 
 
@@ -40,7 +42,8 @@ class FakeBackend:
             if number == self.fails_at_step:
                 raise UserError(f"step {number}: loss must be finite, got nan")
             watcher.step(Step(number, 1 / number, 0.5, float(rate), 7, 0.25))
-        write_adapter(job.output_dir / "adapter", read_adapter(job.initial_adapter)[1], job.lora, str(job.model))
+        for folder in (*map(job.snapshot, job.snapshot_steps), job.output_dir / "adapter"):
+            write_adapter(folder, read_adapter(job.initial_adapter)[1], job.lora, str(job.model))
 
     def load_model(
         self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str
@@ -48,15 +51,56 @@ class FakeBackend:
         self.loaded.append((model, adapter, pad_token_id, device, dtype))
         return self
 
+    def open_probe(self, job: TrainJob) -> "FakeProbe":
+        return FakeProbe(job)
+
     def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        return [self._always(len(row)) for row in rows]
+        return [always(len(row)) for row in rows]
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
-        return self._always(len(prompts))
+        return always(len(prompts))
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         self.appended.append(tokens)
-        return self._always(len(tokens))
+        return always(len(tokens))
 
-    def _always(self, count: int) -> NDArray[np.float32]:
-        return np.eye(1, 400, 5, dtype=np.float32).repeat(count, axis=0)
+
+class FakeProbe:
+    """Gives back the weights it has, and says token 5 with a loss of 1 on 7 tokens a row."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self.config = read_model_config(job.model)
+        self.weights = dict(read_weights(job.model, self.config))
+        self.matrices = read_adapter(job.initial_adapter)[1]
+
+    def base(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        yield from self.weights.items()
+
+    def put_base(self, tensors: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+        self.weights |= dict(tensors)
+
+    def adapter(self) -> dict[str, NDArray[np.float32]]:
+        return dict(self.matrices)
+
+    def put_adapter(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        self.matrices = dict(tensors)
+
+    def forward(self, rows: Sequence[Sequence[int]]) -> list[Forward]:
+        layers = [f"layers.{number}" for number in range(self.config["num_hidden_layers"])]
+        stages = ["embed_tokens", *layers, "norm"]
+        return [
+            Forward(
+                always(len(row)),
+                {stage: np.ones((len(row), self.config["hidden_size"]), np.float32) for stage in stages},
+            )
+            for row in rows
+        ]
+
+    def gradients(self, numbers: NDArray[np.int64]) -> StepGradients:
+        sevens = np.full(numbers.shape, 7)
+        gradients = {name: np.ones_like(tensor) for name, tensor in self.matrices.items()}
+        return StepGradients(1.0, 7 * numbers.size, sevens.astype(np.float64), sevens, gradients)
+
+
+def always(count: int) -> NDArray[np.float32]:
+    return np.eye(1, 400, 5, dtype=np.float32).repeat(count, axis=0)
