@@ -87,7 +87,7 @@ def _nearness(measure: Measure) -> float:
 
 def ladder_rows(verdict: Verdict) -> list[tuple[str, str, str, str, str, str]]:
     """A line a rung: number, name, status, deciding measure, value, limit; without one, the rung's summary."""
-    rows = []
+    rows: list[tuple[str, str, str, str, str, str]] = []
     for rung in verdict.rungs:
         measure = deciding_measure(rung)
         numbers = (rung.summary, "", "") if measure is None else (measure.name, *value_and_limit(measure))
