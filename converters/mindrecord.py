@@ -5,6 +5,7 @@ data file up by its base name beside the index, so the folder may be renamed and
 become several files, named as MindSpore's FileWriter names its shards; row numbers run on from one to the next.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -101,11 +102,9 @@ def _require_all(path: Path, rows: int) -> None:
 
 
 def _write_file(rows: Iterator[Row], path: Path, lengths: NDArray[np.int64]) -> None:
-    from mindspore.mindrecord import FileWriter
-
     first = next(rows)
     columns = (*COLUMNS, LENGTHS) if first.lengths else COLUMNS
-    writer = FileWriter(str(path), shard_num=1)
+    writer = _library().FileWriter(str(path), shard_num=1)
     writer.set_header_size(HEADER)
     writer.set_page_size(_page_size(lengths, 4 * len(columns)))
     writer.add_schema({column: {"type": "int32", "shape": [-1]} for column in columns}, "rows")
@@ -113,6 +112,14 @@ def _write_file(rows: Iterator[Row], path: Path, lengths: NDArray[np.int64]) -> 
     while batch := list(islice(rows, ROWS_A_CALL)):
         writer.write_raw_data([_record(row, columns) for row in batch])
     writer.commit()
+
+
+def _library() -> Any:
+    # MindSpore reads this when it is first imported: its warnings are not about the rows.
+    os.environ.setdefault("GLOG_v", "3")
+    from mindspore import mindrecord
+
+    return mindrecord
 
 
 def _record(row: Row, columns: Sequence[str]) -> dict[str, Any]:
@@ -126,11 +133,10 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         UserError: if MindSpore cannot read them.
     """
-    from mindspore.mindrecord import FileReader
-
+    library = _library()
     for file in shards(path):
         try:
-            reader = FileReader(str(file))
+            reader = library.FileReader(str(file))
             try:
                 for record in reader.get_next():
                     lengths = tuple(record[LENGTHS].tolist()) if LENGTHS in record else ()

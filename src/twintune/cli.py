@@ -12,6 +12,7 @@ import typer
 
 from twintune import __version__
 from twintune.errors import UserError
+from twintune.parity_commands import parity_app
 
 if TYPE_CHECKING:
     from twintune.backends import Choice
@@ -26,6 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(parity_app, name="parity")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
 Overrides = Annotated[

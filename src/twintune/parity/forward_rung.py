@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twintune.parity.bundle import BASE, PROBE
 from twintune.parity.pair import Pair, largest, same_rung
-from twintune.parity.record import BASE, PROBE
 from twintune.parity.verdict import Measure, Rung
 
 NAME = "logits"

@@ -20,8 +20,10 @@ from twintune.converters.weights import read_weights
 from twintune.errors import UserError
 from twintune.parity.bundle import (
     ADAPTER,
+    BASE,
     LOG,
     PIECES,
+    PROBE,
     Bundle,
     BundleWriter,
     cross_group,
@@ -52,8 +54,6 @@ from twintune.parity.texts import record_texts
 from twintune.recipe import Recipe
 from twintune.schedule import learning_rates
 from twintune.training import Run, decide, run_training
-
-BASE, PROBE = "base", "probe"  # adapters of the forward: none, and one whose B is not zero
 
 
 @dataclass(frozen=True)

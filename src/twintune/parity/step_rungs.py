@@ -13,7 +13,7 @@ from twintune.parity.verdict import Measure, Rung
 from twintune.schedule import learning_rates
 
 ONE_STEP, SERIES = "one optimizer step, learning rates", "losses and gradient norms"
-RATE = 1e-6  # relative: a backend may hold its learning rate in float32
+RATE = 1e-6  # of the peak: a backend may compute its learning rate in float32
 ALIGNED = 0.999  # cosine of two updates that differ in size alone
 
 
@@ -24,9 +24,9 @@ def one_step_rung(number: int, pair: Pair) -> Rung:
         return Rung(number, ONE_STEP, "different", failed, place="step 1", cause=failed)
     rates = [np.array([step.learning_rate for step in bundle.steps]) for bundle in pair.bundles]
     count = min(map(len, rates))
-    errors = np.abs(rates[1][:count] - rates[0][:count]) / np.maximum(np.abs(rates[0][:count]), 1e-12)
+    errors = np.abs(rates[1][:count] - rates[0][:count]) / rates[0].max()
     first = int(np.argmax(errors > RATE))
-    rate = Measure("largest relative difference of a learning rate", float(errors.max()), RATE, f"step {first + 1}")
+    rate = Measure("largest difference of a learning rate, in peak rates", float(errors.max()), RATE, f"step {first + 1}")
     if not rate.holds:
         details = tuple(
             f"step {k + 1}: {rates[0][k]:.6e} | {rates[1][k]:.6e}" for k in range(first, min(first + 5, count))
@@ -60,7 +60,7 @@ def _rate_cause(pair: Pair, rates: list[NDArray[np.float64]], count: int) -> str
             if warmup < 0:
                 continue
             other = Schedule(schedule.lr_scheduler_type, warmup, schedule.max_steps)
-            if np.allclose(learning_rates(other, peak)[:count], given[:count], rtol=RATE, atol=0):
+            if np.allclose(learning_rates(other, peak)[:count], given[:count], rtol=0, atol=RATE * peak):
                 wanted = schedule.warmup_steps
                 return f"{bundle.name} warms up for {warmup} steps, not {wanted}: its warm-up is rounded otherwise"
     return "the schedules differ: compare lr_scheduler_type, warm-up and the number of steps"
