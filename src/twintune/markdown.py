@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 
 from twintune.visible_text import visible
 
+ESCAPES = str.maketrans({special: f"\\{special}" for special in "\\`*_~$#[]<>&|"})
+
 
 def escape(text: str) -> str:
     """Text that cannot break out of a table's cell or a line, nor be read as Markdown or HTML."""
-    for special in "\\`*_~$#[]<>&|":
-        text = text.replace(special, f"\\{special}")
-    return "<br>".join(map(visible, text.strip().splitlines()))
+    return "<br>".join(map(visible, text.strip().translate(ESCAPES).splitlines()))
 
 
 def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
