@@ -16,7 +16,7 @@ WEIGHT_DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-PIECE = 4 * 2**20  # numbers read at once where a tensor is not wanted whole
+PIECE = 2**20  # numbers read at once where a tensor is not wanted whole
 
 
 @dataclass(frozen=True)
