@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from tests.parity.demo_verdicts import EVIL, failing_verdict, hostile_verdict, make_rungs, passing_verdict
 from twintune.parity.junit import junit_xml
@@ -25,6 +28,7 @@ from twintune.parity.terminal import MOST_DETAILS, print_verdict
 from twintune.parity.verdict import Measure, Rung, Verdict
 from twintune.parity.verdict_json import verdict_json
 from twintune.parity.wording import deciding_measure, figure, outcome, share_of_limit, value_and_limit
+from twintune.parity_commands import parity_app
 from twintune.visible_text import visible
 
 NAMES = ["report.md", "report.html", "run_card.md", "junit.xml", "verdict.json"]
@@ -293,13 +297,25 @@ def test_the_run_card_says_what_was_not_measured_and_how_to_do_it_again() -> Non
     assert "| 6, 7, 8, 9, 10, 11, 12 | Not measured, since rung 5 does not hold. |" in text
     for fact in ("sha256 5d1f…9c20", "AdamW", "2.13.0", "8 repeats with perturbed rounding"):
         assert fact in text
-    first, _ = failing_verdict().sides
-    verdict = replace(failing_verdict(), sides=(replace(first, name="my run; rm x"), failing_verdict().sides[1]))
-    assert commands(verdict) == [
-        "twintune parity record recipe.yaml --backend ascend --device npu --dtype float32 -o 'my run; rm x'",
-        "twintune parity record recipe.yaml --backend cuda --device cuda --dtype float32 -o recorded-on-gpu",
-        "twintune parity compare 'my run; rm x' recorded-on-gpu",
-    ]
+
+
+def test_the_commands_of_the_run_card_are_those_of_the_command_line() -> None:
+    first, second = failing_verdict().sides
+    verdict = replace(failing_verdict(), sides=(replace(first, name="my run; rm x"), second))
+    parity = get_command(parity_app)
+    assert isinstance(parity, TyperGroup)
+    parsed = []
+    for line in commands(verdict):
+        program, group, name, *arguments = shlex.split(line)
+        assert (program, group) == ("twintune", "parity")
+        context = parity.commands[name].make_context(name, arguments)  # parsed, not run
+        parsed.append((name, context.params))
+    assert [name for name, _ in parsed] == ["record", "record", "cross", "compare"]
+    record = parsed[1][1]
+    assert [record[name] for name in ("backend", "device", "steps")] == ["cuda", "cuda", 20]
+    assert record["overrides"] == ["backend.dtype=float32"]
+    assert [str(record[name]) for name in ("output", "peer")] == ["recorded-on-gpu", "my run; rm x"]
+    assert [str(parsed[2][1][name]) for name in ("bundle", "peer")] == ["my run; rm x", "recorded-on-gpu"]
 
 
 def test_a_side_without_a_step_is_said() -> None:

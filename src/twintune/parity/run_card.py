@@ -25,22 +25,32 @@ def run_card(verdict: Verdict) -> str:
         "## Tolerances",
         tolerances_table(verdict),
         "## Do it again",
-        "With the recipe of this job; each side is recorded on its own machine, and compared on any:",
+        "With the recipe of this job; the second command runs on the second machine, the last one on any:",
         block(commands(verdict)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def commands(verdict: Verdict) -> list[str]:
-    """The commands that record both sides and compare them, for a shell."""
+    """The commands, for a shell, that record both sides, each with the other's adapter too, and compare them."""
     first, second = verdict.sides
-    compare = f"twintune parity compare {quote(first.name)} {quote(second.name)}"
-    return [*map(_record, verdict.sides), compare]
+    both = f"{quote(first.name)} {quote(second.name)}"
+    return [
+        _record(first),
+        f"{_record(second)} --peer {quote(first.name)}",
+        f"twintune parity cross recipe.yaml {both} {_dtype(first)} --device {quote(first.device)}",
+        f"twintune parity compare {both}",
+    ]
 
 
 def _record(side: Side) -> str:
-    machine = f"--backend {quote(side.backend)} --device {quote(side.device)} --dtype {quote(side.dtype)}"
-    return f"twintune parity record recipe.yaml {machine} -o {quote(side.name)}"
+    machine = f"{_dtype(side)} --backend {quote(side.backend)} --device {quote(side.device)}"
+    steps = f" --steps {len(side.steps)}" if side.steps else ""
+    return f"twintune parity record recipe.yaml {machine}{steps} -o {quote(side.name)}"
+
+
+def _dtype(side: Side) -> str:
+    return quote(f"backend.dtype={side.dtype}")
 
 
 def _difference(verdict: Verdict) -> str:
