@@ -22,6 +22,7 @@ from twintune.backends.ascend.packed import PackedNetwork
 from twintune.backends.ascend.parameters import parameters_by_name, put_in, put_on_adapter, to_numpy
 from twintune.backends.ascend.profile import CONVERSATION_ENDS, compiled_length, packed_borders, training_config
 from twintune.backends.ascend.stages import keep_stages, kept_outputs
+from twintune.backends.matching import check_matrices
 from twintune.converters.names import adapter_names, base_names
 from twintune.converters.rows import IGNORED
 from twintune.converters.weights import read_weights
@@ -75,10 +76,7 @@ class AscendProbe:
         Raises:
             UserError: for every missing, unknown and misshapen one.
         """
-        raise_collected(
-            f"network: the adapter must have all matrices of the network, got no {name}"
-            for name in sorted(self._adapter.keys() - tensors.keys())
-        )
+        check_matrices(self._adapter, tensors, "network")
         put_in(self._adapter, tensors.items())
 
     def forward(self, rows: Sequence[Sequence[int]]) -> list[Forward]:
@@ -114,11 +112,11 @@ class AscendProbe:
             UserError: if no token of these rows is trained.
         """
         rows = self._read(numbers)
+        if not (rows[1][:, 1:] != IGNORED).any():
+            raise UserError(f"{self._job.rows}: rows {numbers.ravel().tolist()} must have a trained token, got none")
         self._network.set_train(True)
         losses, counts, gradients = self._call(rows)
         tokens = int(counts.sum())
-        if tokens == 0:
-            raise UserError(f"{self._job.rows}: rows {numbers.ravel().tolist()} must have a trained token, got none")
         batch = numbers.shape[1]
         alone = (
             [self._call(_masked_but(rows, place, batch)) for place in range(batch)] if batch > 1 else [(losses, counts)]

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from twintune.backends import Lora
+from twintune.backends.matching import check_matrices
 from twintune.converters.adapter import PEFT_PREFIX
 from twintune.errors import UserError, raise_collected
 
@@ -90,7 +91,7 @@ def put_in_adapter(model: Any, tensors: Mapping[str, NDArray[np.float32]], sourc
         UserError: for every name or shape in which `source` and the model differ.
     """
     parameters = adapter_parameters(model)
-    raise_collected(_differences(parameters, tensors, source))
+    check_matrices(parameters, tensors, source)
     for name, parameter in parameters.items():
         put_in(parameter, tensors[name])
 
@@ -99,17 +100,6 @@ def put_in(parameter: Any, tensor: NDArray[np.float32]) -> None:
     """Set a parameter in the dtype that it has."""
     with torch.no_grad():
         parameter.copy_(torch.from_numpy(np.ascontiguousarray(tensor)))
-
-
-def _differences(parameters: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]], source: str) -> list[str]:
-    rule = f"{source}: the adapter must have the matrices of the model and lora.target_modules"
-    problems = [f"{rule}, got no {name}" for name in sorted(parameters.keys() - tensors.keys())]
-    problems += [f"{rule}, got {name} besides" for name in sorted(tensors.keys() - parameters.keys())]
-    for name in sorted(parameters.keys() & tensors.keys()):
-        wanted, given = list(parameters[name].shape), list(tensors[name].shape)
-        if wanted != given:
-            problems.append(f"{source}: {name} must have shape {wanted}, got {given}")
-    return problems
 
 
 def adapter_parameters(model: Any) -> dict[str, Any]:
