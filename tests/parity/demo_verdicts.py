@@ -157,6 +157,17 @@ def failing_verdict(steps: int = 20, layers: int = 12) -> Verdict:
     )
 
 
+def incomplete_verdict() -> Verdict:
+    """No difference, but no texts to compare."""
+    rungs = tuple(
+        replace(rung, status="not measured", summary="The bundle holds no texts.", measures=())
+        if rung.number == 11
+        else rung
+        for rung in make_rungs()
+    )
+    return replace(passing_verdict(), rungs=rungs)
+
+
 EVIL = "</pre><script>alert(1)</script>|`*_[x](y) \x1b[31m\x00\ud800\u202e\ufffe & \"' {{ 7 * 7 }} ]]>"
 
 

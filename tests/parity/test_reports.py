@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import re
 import shlex
 import subprocess
@@ -18,16 +17,15 @@ from rich.console import Console
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from tests.parity.demo_verdicts import EVIL, failing_verdict, hostile_verdict, make_rungs, passing_verdict
+from tests.parity.demo_verdicts import EVIL, failing_verdict, hostile_verdict, incomplete_verdict, passing_verdict
 from twintune.parity.junit import junit_xml
 from twintune.parity.markdown_report import markdown_report
 from twintune.parity.page import html_page
 from twintune.parity.reports import write_reports
 from twintune.parity.run_card import commands, run_card
 from twintune.parity.terminal import MOST_DETAILS, print_verdict
-from twintune.parity.verdict import Measure, Rung, Verdict
+from twintune.parity.verdict import Verdict
 from twintune.parity.verdict_json import verdict_json
-from twintune.parity.wording import deciding_measure, figure, outcome, share_of_limit, value_and_limit
 from twintune.parity_commands import parity_app
 from twintune.visible_text import visible
 
@@ -53,16 +51,6 @@ REPORTS: list[Callable[[Verdict], str]] = [
     verdict_json,
     terminal,
 ]
-
-
-def incomplete_verdict() -> Verdict:
-    rungs = tuple(
-        replace(rung, status="not measured", summary="The bundle holds no texts.", measures=())
-        if rung.number == 11
-        else rung
-        for rung in make_rungs()
-    )
-    return replace(passing_verdict(), rungs=rungs)
 
 
 def test_all_files_are_written_and_old_ones_replaced(tmp_path: Path) -> None:
@@ -94,59 +82,6 @@ def test_what_was_not_measured_is_not_called_the_same(report: Callable[[Verdict]
     assert "No difference found, but not everything was measured" in text
     assert "The same job" not in text
     assert "The bundle holds no texts." in text
-
-
-def test_an_outcome_is_the_same_only_where_all_rungs_hold() -> None:
-    assert outcome(passing_verdict()) == "same"
-    assert outcome(incomplete_verdict()) == outcome(replace(passing_verdict(), rungs=())) == "incomplete"
-    assert outcome(failing_verdict()) == "different"
-
-
-@pytest.mark.parametrize(
-    ("measures", "decides"),
-    [
-        ((Measure("a", 1.0, 4.0), Measure("b", 3.0, 4.0), Measure("shown", 9.0)), "b"),
-        ((Measure("a", 3.9, 4.0), Measure("b", 5.0, 4.0)), "b"),
-        ((Measure("a", 0.0, 0.0), Measure("b", math.nan, 1.0)), "b"),
-        ((Measure("a", 0.0, 0.0), Measure("b", 0.0, 0.0)), "a"),
-        ((Measure("shown", 9.0),), None),
-    ],
-)
-def test_the_measure_that_decides(measures: tuple[Measure, ...], decides: str | None) -> None:
-    measure = deciding_measure(Rung(1, "x", "same", "", measures))
-    assert (None if measure is None else measure.name) == decides
-
-
-def test_no_measure_that_holds_decides_a_difference() -> None:
-    assert deciding_measure(Rung(1, "x", "different", "", (Measure("a", 0.0, 1.0),))) is None
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0"), (1204.0, "1204"), (0.61, "0.61"), (4.8281, "4.83"), (2.4e-6, "2.4e-06"), (1e-4, "1e-04")],
-)
-def test_a_figure_has_three_digits(value: float, text: str) -> None:
-    assert figure(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "limit", "words"),
-    [
-        (2.4e-6, 1e-5, "24% of the limit"),
-        (1e-9, 1e-5, "under 1% of the limit"),
-        (1.5e-5, 1e-5, "1.50 times the limit"),
-        (0.61, 1e-4, "6100 times the limit"),
-        (0.0, 1e-5, ""),
-        (3.0, 0.0, ""),
-        (math.nan, 1e-5, ""),
-    ],
-)
-def test_how_far_a_value_is_from_its_limit(value: float, limit: float, words: str) -> None:
-    assert share_of_limit(Measure("", value, limit)) == words
-
-
-def test_a_value_a_little_above_its_limit_does_not_read_as_equal() -> None:
-    assert value_and_limit(Measure("", 1.0004e-5, 1e-5)) == ("1.0004e-05", "1e-05")
 
 
 def test_the_ladder_fits_a_terminal_with_every_rung() -> None:
