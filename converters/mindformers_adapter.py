@@ -55,6 +55,18 @@ def read_matrices(file: Path) -> Found:
     return Found(matrices, unknown, left_out, _step(stored))
 
 
+def told_rank(file: Path) -> int:
+    """The rank of a file's matrices, A being [r, in].
+
+    Raises:
+        UserError: what read_matrices raises, and if they do not have one rank.
+    """
+    ranks = {tensor.shape[0] for name, tensor in read_matrices(file).matrices.items() if "lora_A" in name}
+    if len(ranks) != 1:
+        raise UserError(f"{file}: all A must have one rank, their first size, got {sorted(ranks)}; give --pet-config")
+    return ranks.pop()
+
+
 def _read_places(file: Path) -> dict[str, StoredTensor]:
     if file.suffix == ".ckpt":
         return read_checkpoint(file)

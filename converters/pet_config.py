@@ -28,10 +28,12 @@ class PetConfig:
     Attributes:
         lora: rank, strength and layers.
         base_model: the model that it belongs to, where the file names one.
+        sha256: of the file of matrices, where it names one.
     """
 
     lora: Lora
     base_model: str | None
+    sha256: str | None
 
 
 def to_pet_config(lora: Lora) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def read_pet_config(file: Path) -> PetConfig:
     pattern = section["target_modules"]
     targets = tuple(module for module in LINEAR_MODULES if re.match(pattern, LEAVES[module]))
     lora = Lora(section["lora_rank"], section["lora_alpha"], section.get("lora_dropout", 0.0), targets)
-    return PetConfig(lora, tree.get("base_model_name_or_path"))
+    return PetConfig(lora, tree.get("base_model_name_or_path"), tree.get("sha256"))
 
 
 def _section(tree: Any) -> Mapping[str, Any] | None:

@@ -1,7 +1,5 @@
 """An adapter put into its base for good: sharded safetensors that plain transformers loads, checked before kept."""
 
-import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,19 +10,19 @@ from twintune.artifacts import new_folder, sha256_file, write_json
 from twintune.backends import Choice, Lora, choose_backend, load_backend
 from twintune.chat import adapter_recipe
 from twintune.converters.adapter import WEIGHTS, read_adapter_for
+from twintune.converters.companions import copy_companions
 from twintune.converters.merged_weights import merged_specs, merged_weights
 from twintune.converters.names import linear_shapes
-from twintune.converters.sharded import parse_shard_size, read_sharded, write_index, write_sharded
+from twintune.converters.sharded import parse_shard_size, write_index, write_sharded
 from twintune.converters.stored_tensors import WEIGHT_DTYPES
-from twintune.converters.tokens import FAST_FILES, OTHER_FILES, SENTENCEPIECE_FILE, load_tokenizer
-from twintune.converters.weights import weight_files
+from twintune.converters.tokens import load_tokenizer
+from twintune.converters.weights import find_weights
 from twintune.errors import UserError
 from twintune.merge_check import MergeCheck, Place, check_merge, render_questions
-from twintune.models import CONFIG, read_model_config, resolve_model
+from twintune.models import read_model_config, resolve_model
 from twintune.recipe import ModelSection, Recipe
 
 MERGE = "merge.json"
-COMPANIONS = (*FAST_FILES, SENTENCEPIECE_FILE, *OTHER_FILES, "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -81,18 +79,19 @@ def merge_adapter(
     folder = resolve_model(section)
     config = read_model_config(folder)
     lora, tensors = read_adapter_for(adapter, config)
-    kind = _choose_dtype(folder, dtype)
+    found = find_weights(folder, config)
+    kind = _choose_dtype(folder, {tensor.spec.dtype.name for tensor in found.tensors.values()}, dtype)
     chosen = choose_backend(backend)
     framework = load_backend(chosen.value)
     where = framework.choose_device(device)
     tokenizer = load_tokenizer(folder, section.pad_token, added_tokens=section.added_tokens)
     questions = render_questions(recipe, tokenizer)
     with new_folder(output_dir) as aside:
-        specs = merged_specs(folder, config, kind.value)
-        weights = merged_weights(folder, config, lora, tensors, kind.value)
+        specs = merged_specs(found, kind.value)
+        weights = merged_weights(found, lora, tensors, kind.value)
         files = write_sharded(aside, weights, specs, shard_size, {"format": "pt"})
         write_index(aside, files, specs)
-        _copy_companions(folder, aside, kind.value)
+        copy_companions(folder, aside, {kind.value})
         place = Place(framework, where.value, tokenizer)
         check = check_merge(place, folder, adapter, aside, questions, kind.value, config["num_hidden_layers"])
         _require_same(output_dir, check)
@@ -121,36 +120,22 @@ def _model_section(recipe: Recipe | None, name: str) -> ModelSection:
     return recipe.model.model_copy(update={"name_or_path": name})
 
 
-def _choose_dtype(folder: Path, asked: str | None) -> Choice:
+def _choose_dtype(folder: Path, stored: set[str], asked: str | None) -> Choice:
     if asked is not None:
         if asked not in WEIGHT_DTYPES:
             raise UserError(f"command line: --dtype must be one of {', '.join(WEIGHT_DTYPES)}, got {asked!r}")
         return Choice(asked, "as asked")
-    stored = {tensor.spec.dtype.name for tensor in read_sharded(weight_files(folder)).values()} & WEIGHT_DTYPES.keys()
     if len(stored) != 1:
-        raise UserError(
-            f"{folder}: the weights must have one dtype of {', '.join(WEIGHT_DTYPES)}, got "
-            f"{', '.join(sorted(stored)) or 'another'}; give --dtype"
-        )
-    return Choice(stored.pop(), "as the base is stored")
-
-
-def _copy_companions(base: Path, folder: Path, dtype: str) -> None:
-    """The tokenizer, generation_config.json, and config.json with the dtype that is written."""
-    for name in COMPANIONS:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
-    config: dict[str, Any] = json.loads((base / CONFIG).read_text(encoding="utf-8"))
-    named = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-    write_json(folder / CONFIG, config | dict.fromkeys(named, dtype))
+        raise UserError(f"{folder}: the weights must have one dtype, got {', '.join(sorted(stored))}; give --dtype")
+    return Choice(next(iter(stored)), "as the base is stored")
 
 
 def _require_same(output_dir: Path, check: MergeCheck) -> None:
     if not check.holds:
         raise UserError(
-            f"{output_dir}: logits of the merged model must be within {check.tolerance:.1e} of the adapter's "
-            f"({check.rule}), got a difference of {check.largest_difference:.1e}; nothing was kept: "
-            "merge in float32, and report this if it stays"
+            f"{output_dir}: logits of the merged model must be within {check.tolerance:.1e} of the adapter's, in the "
+            f"mean {check.mean_tolerance:.1e} ({check.rule}), got {check.largest_difference:.1e} and "
+            f"{check.mean_difference:.1e}; nothing was kept: merge in float32, and report this if it stays"
         )
 
 
