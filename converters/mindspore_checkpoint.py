@@ -175,6 +175,8 @@ class _Reader:
                 content = value
         if content is None:
             raise _Broken("a tensor without content")
+        if max(shape, default=0) > self.size:
+            raise _Broken(f"a tensor of shape {shape}")
         return () if shape == [0] else tuple(shape), kind, content
 
     def _stored(self, name: str) -> StoredTensor | None:
