@@ -43,7 +43,7 @@ TELLING = {
     "revision",
     "target_modules",
 }
-NOTHING = (None, False, {}, [], "")
+NOTHING: tuple[Any, ...] = (None, False, {}, [], "")
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

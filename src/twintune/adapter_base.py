@@ -93,9 +93,11 @@ def settings_of(
         )
     if base is None:
         raise UserError(f"{checkpoint}: the adapter's base model must be known, got none in {source}; give --model")
-    given = {"lora_alpha": lora_alpha, "target_modules": target_modules}
-    changed = {key: value for key, value in given.items() if value is not None}
-    return Settings(replace(lora, **changed), base, source)
+    if lora_alpha is not None:
+        lora = replace(lora, lora_alpha=lora_alpha)
+    if target_modules is not None:
+        lora = replace(lora, target_modules=target_modules)
+    return Settings(lora, base, source)
 
 
 def _settings_file(checkpoint: Path) -> Path | None:

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from twintune.backends import Backend, Choice, LanguageModel
 from twintune.converters.conversation import Message
 from twintune.converters.encoding import encode_segments
-from twintune.converters.stored_tensors import WEIGHT_DTYPES
 from twintune.converters.templates import load_template
 from twintune.converters.tokenizer import Tokenizer
 from twintune.generation import Sampling, TextGenerator
@@ -25,6 +23,7 @@ QUESTIONS = (
     "为什么天空是蓝色的？",
 )
 NEW_TOKENS = 24
+EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 FLOAT32_LARGEST, FLOAT32_MEAN = 1e-4, 1e-5  # where the logits' standard deviation is 1
 # In eps times the standard deviation of the logits times the root of the layers. Measured with random networks of
 # 2 and 8 layers, float16 and bfloat16: up to 20 and 0.9; SmolLM2-135M in float16: 2.1 and 0.27.
@@ -152,7 +151,7 @@ def limits(dtype: str, layers: int, logits: Sequence[NDArray[np.float32]]) -> tu
         unit = max(1.0, spread)
         rule = f"{FLOAT32_LARGEST:g} x standard deviation of the logits {spread:.2f} where that is above 1"
         return FLOAT32_LARGEST * unit, FLOAT32_MEAN * unit, rule
-    eps = float(ml_dtypes.finfo(WEIGHT_DTYPES[dtype]).eps)
+    eps = EPS[dtype]
     unit = eps * float(np.sqrt(layers)) * spread
     rule = (
         f"{ROUNDED_LARGEST:g} x eps of {dtype} {eps:.1e} x square root of {layers} layers x standard deviation of "
