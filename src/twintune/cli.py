@@ -12,6 +12,7 @@ import typer
 
 from twintune import __version__
 from twintune.errors import UserError
+from twintune.export_commands import export_app, merge
 from twintune.parity_commands import parity_app
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 
 app.add_typer(parity_app, name="parity")
+app.add_typer(export_app, name="export")
+app.command()(merge)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
 Overrides = Annotated[

@@ -14,7 +14,7 @@ from twintune.parity.pair import Pair, same_rung
 from twintune.parity.verdict import Rung
 
 RECIPE, ROWS = "environment and resolved recipe", "rows"
-SHOWN_BEFORE, SHOWN_AFTER = 4, 8  # tokens around the first difference
+SHOWN_BEFORE, SHOWN_AFTER = 4, 12  # tokens around the first difference
 
 
 def recipe_rung(number: int, pair: Pair) -> Rung:
@@ -49,12 +49,14 @@ def rows_rung(number: int, pair: Pair) -> Rung:
     """Ids, labels and borders of every row by digest, and the order they are trained in."""
     one, other = pair.arrays("rows")
     digests = one["digests"], other["digests"]
-    if np.array_equal(*digests) and np.array_equal(one["order"], other["order"]):
+    steps = min(len(one["order"]), len(other["order"]))
+    orders = one["order"][:steps], other["order"][:steps]
+    if np.array_equal(*digests) and np.array_equal(*orders):
         tokens = pair.facts("rows")[0]["tokens"]
         count = len(digests[0])
         return same_rung(number, ROWS, f"{count} rows, {tokens} tokens: ids, labels and order equal byte for byte.")
     if np.array_equal(*digests):
-        return _order_rung(number, one["order"], other["order"])
+        return _order_rung(number, *orders)
     if Counter(digests[0].tolist()) == Counter(digests[1].tolist()):
         row = _first_difference(*digests)
         cause = "the rows are the same, but lie in another order: one side shuffled or sorted them"
@@ -64,9 +66,7 @@ def rows_rung(number: int, pair: Pair) -> Rung:
 
 def _order_rung(number: int, one: NDArray[np.int64], other: NDArray[np.int64]) -> Rung:
     step = _first_difference(one.reshape(len(one), -1), other.reshape(len(other), -1))
-    details = tuple(
-        f"step {step + 1}: rows {order[step].ravel().tolist()}" for order in (one, other) if step < len(order)
-    )
+    details = tuple(f"step {step + 1}: rows {order[step].ravel().tolist()}" for order in (one, other))
     cause = "one side deals the rows in another order: compare train.seed, batch, accumulation and the shuffle"
     return Rung(
         number, ROWS, "different", "The same rows, trained in another order.", place=f"step {step + 1}", cause=cause,
@@ -127,9 +127,9 @@ def _row_cause(left: Row, right: Row) -> str:
         return "the labels hold other ids than the row: they are shifted by one, or damaged"
     if len(fewer) and len(more) == len(fewer) and abs(int(more[0]) - int(fewer[0])) == 1:
         return "the trained span is off by one: labels are shifted, or count a token too many in the prompt"
-    if np.array_equal(extra, [len(left.labels) - 1]):
+    if np.array_equal(extra, more[-1:]):
         return "the closing token is trained on one side only"
-    if len(extra) and not len(np.setdiff1d(fewer, more)) and (not len(fewer) or extra.max() < fewer.min()):
+    if np.isin(np.arange(1, fewer[0] if len(fewer) else len(left.labels)), extra).all():
         return "the prompt is trained on one side only"
     return "other tokens are trained: compare data.mask_history, data.train_on_prompt and the template's separators"
 

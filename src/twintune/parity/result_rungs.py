@@ -16,6 +16,10 @@ FINAL, GENERATED, MERGED = "final adapter", "generated text", "merged weights"
 
 def adapter_rung(number: int, pair: Pair) -> Rung:
     """Every matrix of the two final adapters; then each adapter's logits under both backends."""
+    steps = [len(bundle.steps) for bundle in pair.bundles]
+    if steps[0] != steps[1]:
+        cause = f"the sides trained {steps[0]} and {steps[1]} steps: record both with the same --steps"
+        return Rung(number, FINAL, "different", "The runs have other lengths.", place="all steps", cause=cause)
     one, other = (read_adapter(bundle.folder / ADAPTER)[1] for bundle in pair.bundles)
     errors = {name: largest(one[name], other[name]) if name in other else np.inf for name in one}
     worst = max(errors, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])

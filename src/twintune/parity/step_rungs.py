@@ -26,7 +26,9 @@ def one_step_rung(number: int, pair: Pair) -> Rung:
     count = min(map(len, rates))
     errors = np.abs(rates[1][:count] - rates[0][:count]) / rates[0].max()
     first = int(np.argmax(errors > RATE))
-    rate = Measure("largest difference of a learning rate, in peak rates", float(errors.max()), RATE, f"step {first + 1}")
+    rate = Measure(
+        "largest difference of a learning rate, in peak rates", float(errors.max()), RATE, f"step {first + 1}"
+    )
     if not rate.holds:
         details = tuple(
             f"step {k + 1}: {rates[0][k]:.6e} | {rates[1][k]:.6e}" for k in range(first, min(first + 5, count))
@@ -68,46 +70,65 @@ def _rate_cause(pair: Pair, rates: list[NDArray[np.float64]], count: int) -> str
 
 def _update_rung(number: int, pair: Pair, rate: Measure, count: int) -> Rung:
     one, other = pair.arrays("one_step")
-    step = pair.facts("one_step")[0]["step"]
+    step = _moving_step(pair)
     peak = pair.first.steps[step - 1].learning_rate
     names = sorted(name.removeprefix("after.") for name in one.keys() & other.keys() if name.startswith("after."))
     errors = {name: largest(one[f"after.{name}"], other[f"after.{name}"]) / peak for name in names}
-    worst = max(errors, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
-    name = "largest difference of a LoRA matrix after the step, in learning rates"
-    update = pair.measure(name, "one_step", errors[worst], module(worst))
-    if update.holds:
+    updates = tuple(_update(pair, one, errors, kind, peak) for kind in ("lora_A", "lora_B"))
+    if all(update.holds for update in updates):
         total = len(pair.first.facts["one_step"]["after"])
         summary = f"{len(names)} of {total} LoRA matrices agree after step {step}; so do {count} learning rates."
-        return same_rung(number, ONE_STEP, summary, (rate, update))
-    above = [each for each in names if not errors[each] <= (update.limit or 0)]
+        return same_rung(number, ONE_STEP, summary, (rate, *updates))
+    broken = next(update for update in reversed(updates) if not update.holds)
+    kind = broken.place.rpartition(".")[2]
     return Rung(
         number,
         ONE_STEP,
         "different",
-        f"{len(above)} of {len(names)} LoRA matrices differ after step {step}.",
-        (rate, update),
-        place=f"step {step}, {module(worst)}",
-        cause=_update_cause(one, other, above),
-        details=tuple(f"{each}: {errors[each]:.3g} learning rates" for each in above[:20]),
+        f"{kind} matrices differ after step {step}.",
+        (rate, *updates),
+        place=f"step {step}, {broken.place}",
+        cause=_update_cause(pair, one, other, broken.place, kind),
+        details=tuple(f"{name}: {errors[name]:.3g} learning rates" for name in names if f".{kind}." in name)[:20],
     )
 
 
-def _update_cause(one: Mapping[str, Any], other: Mapping[str, Any], names: list[str]) -> str:
-    """Compare the updates of the matrices that differ: A has no gradient while B is zero, so only decay moves it."""
-    if all(".lora_A." in name for name in names):
-        moved = [max(largest(each[f"before.{name}"], each[f"after.{name}"]) for name in names) for each in (one, other)]
-        if min(moved) == 0:
-            return "only A differs, which moves by weight decay alone: weight decay is off on one side"
-        return "only A differs, which moves by weight decay alone: another strength, or not decoupled on one side"
-    b = next(name for name in names if ".lora_B." in name)
-    updates = [each[f"after.{b}"].astype(np.float64) - each[f"before.{b}"] for each in (one, other)]
+def _update(pair: Pair, arrays: Mapping[str, Any], errors: Mapping[str, float], kind: str, peak: float) -> Measure:
+    """The worst matrix of a kind. While B is zero A has no gradient: decay alone moves it, float32 alone rounds it."""
+    names = [name for name in errors if f".{kind}." in name]
+    worst = max(names, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
+    rounding = 4 * float(np.finfo(np.float32).eps) * max(float(np.abs(arrays[f"after.{name}"]).max()) for name in names)
+    limit = pair.limits["one_step"].value if kind == "lora_B" else rounding / peak
+    title = f"largest difference of a {kind} matrix after the step, in learning rates"
+    return Measure(title, errors[worst], limit, module(worst))
+
+
+def _update_cause(pair: Pair, one: Mapping[str, Any], other: Mapping[str, Any], place: str, kind: str) -> str:
+    """Compare the updates of the matrix that differs."""
+    name = next(name.removeprefix("after.") for name in one if name.startswith("after.") and f"{place}." in name)
+    if kind == "lora_A":
+        moved = [largest(each[f"before.{name}"], each[f"after.{name}"]) for each in (one, other)]
+        how = "is off on one side" if min(moved) == 0 else "has another strength, or is not decoupled on one side"
+        return f"only A differs, which moves by weight decay alone: weight decay {how}"
+    updates = [each[f"after.{name}"].astype(np.float64) - each[f"before.{name}"] for each in (one, other)]
     sizes = [float(np.linalg.norm(update)) for update in updates]
     if min(sizes) > 0 and cosine(*updates) > ALIGNED:
         return (
             f"updates point the same way and the second side's are {sizes[1] / sizes[0]:.3g} times as large: Adam's "
             "bias correction, its epsilon, or the learning rate is applied in another way"
         )
-    return "updates point elsewhere: another optimizer, other betas or epsilon, or gradients changed before the update"
+    clipped = any(step.grad_norm > _max_grad_norm(pair) for step in pair.first.steps[: _moving_step(pair)])
+    words = "clipped in another way (by value, by matrix)" if clipped else "changed before the update"
+    return f"updates point elsewhere: gradients are {words}, or another optimizer, other betas or epsilon"
+
+
+def _max_grad_norm(pair: Pair) -> float:
+    return float(pair.first.facts["recipe"]["train"]["max_grad_norm"])
+
+
+def _moving_step(pair: Pair) -> int:
+    """The first step that moves the adapter."""
+    return int(pair.first.facts["one_step"]["step"])
 
 
 def series_rung(number: int, pair: Pair) -> Rung:
@@ -154,7 +175,7 @@ def _series_cause(
 ) -> str:
     if place == 0:
         return "no step is far off, but the residual is one-sided: a rounding that always goes one way"
-    clipped = pair.first.facts["recipe"]["train"]["max_grad_norm"]
+    clipped = _max_grad_norm(pair)
     before = [one.grad_norm for one, _ in steps[: place - 1]]
     if place > 1 and any(norm > clipped for norm in before):
         return (
