@@ -213,6 +213,9 @@ class Backend(Protocol):
     ) -> LanguageModel:
         """Load a Hugging Face folder, with a PEFT adapter on it or none."""
 
+    def learning_rates(self, job: TrainJob) -> NDArray[np.float64]:
+        """What the framework would take at each step of the whole schedule, float64 [max_steps]."""
+
     def open_probe(self, job: TrainJob) -> Probe:
         """The network of a job with its initial adapter on it."""
 

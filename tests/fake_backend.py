@@ -51,6 +51,9 @@ class FakeBackend:
         self.loaded.append((model, adapter, pad_token_id, device, dtype))
         return self
 
+    def learning_rates(self, job: TrainJob) -> NDArray[np.float64]:
+        return learning_rates(job.schedule, job.optimizer.learning_rate)
+
     def open_probe(self, job: TrainJob) -> "FakeProbe":
         return FakeProbe(job)
 

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from twintune.backends import Choice, LanguageModel, Name, Probe, TrainJob, Watcher
 from twintune.backends.ascend import profile, runtime
@@ -49,6 +51,13 @@ class AscendBackend:
         from twintune.backends.ascend.decode import MindFormersModel
 
         return MindFormersModel(model, adapter, pad_token_id=pad_token_id, device=device, dtype=dtype)
+
+    def learning_rates(self, job: TrainJob) -> NDArray[np.float64]:
+        """See schedule.learning_rates."""
+        runtime.import_quietly()
+        from twintune.backends.ascend.schedule import learning_rates
+
+        return learning_rates(job)
 
     def open_probe(self, job: TrainJob) -> Probe:
         """See probe.AscendProbe."""

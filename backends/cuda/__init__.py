@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from twintune.backends import Choice, LanguageModel, Name, Probe, TrainJob, Watcher
 
 
@@ -39,6 +42,12 @@ class CudaBackend:
         from twintune.backends.cuda.decode import load_language_model
 
         return load_language_model(model, adapter, pad_token_id=pad_token_id, device=device, dtype=dtype)
+
+    def learning_rates(self, job: TrainJob) -> NDArray[np.float64]:
+        """See train.job_learning_rates."""
+        from twintune.backends.cuda.train import job_learning_rates
+
+        return job_learning_rates(job)
 
     def open_probe(self, job: TrainJob) -> Probe:
         """The network of a job with its initial adapter on it."""

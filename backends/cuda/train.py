@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from twintune.artifacts import refuse_used_folder
 from twintune.backends import Step, TrainJob, Watcher
@@ -75,7 +77,7 @@ def optimizer_steps(job: TrainJob, model: Any) -> Iterator[Step]:
     rows = open_rows(job.rows / "rows.arrow")
     parameters = list(adapter_parameters(model).values())
     optimizer = _adamw(job, parameters)
-    rates = learning_rates(job.schedule, job.optimizer.learning_rate)
+    rates = job_learning_rates(job)
     for number, micro_batches in enumerate(job.order):
         began = time.perf_counter()
         batches = [[read_row(rows, int(row)) for row in batch] for batch in micro_batches]
@@ -93,6 +95,11 @@ def optimizer_steps(job: TrainJob, model: Any) -> Iterator[Step]:
         optimizer.step()
         optimizer.zero_grad()
         yield Step(number + 1, loss, norm, float(rates[number]), tokens, time.perf_counter() - began)
+
+
+def job_learning_rates(job: TrainJob) -> NDArray[np.float64]:
+    """The learning rate of every step of the job's schedule, float64 [max_steps]."""
+    return learning_rates(job.schedule, job.optimizer.learning_rate)
 
 
 def _adamw(job: TrainJob, parameters: list[Any]) -> Any:

@@ -37,6 +37,7 @@ LOG = "log.jsonl"
 ADAPTER = "adapter"
 TEXTS = "texts.json"
 PIECES = "pieces.json"
+RATES = "learning_rates"  # in one_step.safetensors, float64 [max_steps]
 BASE, PROBE = "base", "probe"  # adapters of forward.safetensors: none, and one whose B is not zero
 Arrays = Mapping[str, NDArray[Any]]
 

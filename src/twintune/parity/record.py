@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from twintune.parity.bundle import (
     LOG,
     PIECES,
     PROBE,
+    RATES,
     Bundle,
     BundleWriter,
     cross_group,
@@ -171,8 +173,9 @@ class Recorder:
         _, after = read_adapter(job.snapshot(step))
         names = choose_matrices({name: tensor.size for name, tensor in after.items()}, self.seed, self._everything)
         self.facts["one_step"] = {"step": step, "after": describe_weights(after.items())}
-        arrays = {f"before.{name}": tensor for name, tensor in stored(before, names).items()}
+        arrays: dict[str, NDArray[Any]] = {f"before.{name}": tensor for name, tensor in stored(before, names).items()}
         arrays |= {f"after.{name}": tensor for name, tensor in stored(after, names).items()}
+        arrays[RATES] = self.run.framework.learning_rates(job)
         self.writer.write_arrays("one_step", arrays)
         return job.output_dir / ADAPTER
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.backends import Schedule, Step
+from twintune.parity.bundle import RATES, Bundle
 from twintune.parity.gradient_rungs import cosine, module
 from twintune.parity.pair import Pair, largest, same_rung
 from twintune.parity.verdict import Measure, Rung
@@ -22,7 +23,7 @@ def one_step_rung(number: int, pair: Pair) -> Rung:
     failed = _failed(pair)
     if failed:
         return Rung(number, ONE_STEP, "different", failed, place="step 1", cause=failed)
-    rates = [np.array([step.learning_rate for step in bundle.steps]) for bundle in pair.bundles]
+    rates = [_rates(bundle) for bundle in pair.bundles]
     count = min(map(len, rates))
     errors = np.abs(rates[1][:count] - rates[0][:count]) / rates[0].max()
     first = int(np.argmax(errors > RATE))
@@ -44,6 +45,13 @@ def one_step_rung(number: int, pair: Pair) -> Rung:
             details=details,
         )
     return _update_rung(number, pair, rate, count)
+
+
+def _rates(bundle: Bundle) -> NDArray[np.float64]:
+    """Those that the run took, then those of the rest of its schedule."""
+    taken = np.array([step.learning_rate for step in bundle.steps])
+    rates: NDArray[np.float64] = np.concatenate([taken, bundle.arrays("one_step")[RATES][len(taken) :]])
+    return rates
 
 
 def _failed(pair: Pair) -> str:
