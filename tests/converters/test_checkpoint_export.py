@@ -13,12 +13,12 @@ from tests.tiny_models import save_tiny_model
 from twintune.backends import missing_packages
 from twintune.converters import checkpoint_export
 from twintune.converters.checkpoint_export import NAME_MAP, FileFormat, export_weights
-from twintune.converters.mindformers_files import LORA_MATRICES, OPTIMIZER_STATE, TRAINING_STATE
+from twintune.converters.mindformers_files import LORA_MATRICES, OPTIMIZER_STATE, TRAINING_STATE, read_mindformers
 from twintune.converters.mindspore_checkpoint import write_checkpoint
 from twintune.converters.names import base_names
 from twintune.converters.sharded import read_sharded, write_sharded
 from twintune.converters.stored_tensors import StoredTensor, TensorSpec, read_each
-from twintune.converters.weights import BUFFERS, EMBEDDING, HEAD, TIED_HEAD
+from twintune.converters.weights import BUFFERS, EMBEDDING, HEAD, TIED_HEAD, same_bytes
 from twintune.errors import UserError
 from twintune.models import read_model_config
 
@@ -169,6 +169,28 @@ def test_plain_mindformers_loads_it_whole(tmp_path: Path, family: str, changes: 
     assert len(files) > 1
     load_safetensors_checkpoint(settings, files, network, None, str(tmp_path / "shards"), None)
     assert_loaded(network)
+
+
+@pytest.mark.skipif(bool(missing_packages("ascend")), reason="mindspore is not installed")
+def test_mindspore_finds_each_shard_by_the_name_map(llama: Path, tmp_path: Path) -> None:
+    """What MindFormers calls where the network is spread over devices (auto_trans_ckpt)."""
+    from twintune.backends.ascend.runtime import import_quietly
+
+    import_quietly()
+    import mindspore as ms
+
+    export_weights(llama, tmp_path / "shards", "safetensors", max_shard_size="100KB")
+    ms.load_distributed_checkpoint(
+        None,
+        unified_safetensors_dir=str(tmp_path / "shards"),
+        dst_safetensors_dir=str(tmp_path / "loaded"),
+        format="safetensors",
+        rank_id=0,
+    )
+    (loaded,) = (tmp_path / "loaded").rglob("*.safetensors")
+    written, expected = read_sharded([loaded]), read_mindformers(tmp_path / "shards")
+    assert written.keys() == expected.keys()
+    assert all(same_bytes(tensor, expected[name]) for name, tensor in written.items())
 
 
 def test_a_dtype_that_is_asked_for_is_rounded_to(llama: Path, tmp_path: Path) -> None:
