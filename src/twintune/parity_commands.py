@@ -129,9 +129,11 @@ def _judge(first: "Bundle", second: "Bundle", output: Path | None, as_json: bool
     from rich.console import Console
 
     from twintune.parity.ladder import compare as climb
+    from twintune.parity.ladder import write_msprobe_for
     from twintune.parity.reports import write_reports
     from twintune.parity.terminal import print_verdict
     from twintune.parity.verdict_json import verdict_json
+    from twintune.parity.wording import outcome
 
     verdict = climb(first, second)
     if as_json:
@@ -140,7 +142,10 @@ def _judge(first: "Bundle", second: "Bundle", output: Path | None, as_json: bool
         print_verdict(verdict, Console(soft_wrap=True))
     if output is not None:
         written = write_reports(verdict, output)
+        inside = write_msprobe_for(first, second, verdict, output / "msprobe")
         if not as_json:
+            for path in inside[:1]:
+                print(f"to look inside the first stage that differs: {path.parent / 'README.md'}")
             print(f"reports: {', '.join(path.name for path in written)} in {output}")
-    if not verdict.same:
+    if outcome(verdict) != "same":
         raise typer.Exit(DIFFERENT)

@@ -419,3 +419,13 @@ def another_system_prompt(recipe: Recipe) -> Callable[[Patch], None]:
         patch.setattr(training, "find_or_prepare", changed)
 
     return plant
+
+
+def training_fails(patch: Patch) -> None:
+    from twintune.backends.cuda import train
+    from twintune.errors import UserError
+
+    def fail(job: TrainJob, model: Any) -> Any:
+        raise UserError("step 1: loss must be finite, got nan")
+
+    patch.setattr(train, "optimizer_steps", fail)

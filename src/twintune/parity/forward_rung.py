@@ -54,13 +54,12 @@ def forward_rung(number: int, pair: Pair) -> Rung:
     """Logits first; where they differ, the hidden states say from which stage, row and token on."""
     measures = []
     for adapter, words in ADAPTERS.items():
-        stages = list(read_stages(pair, adapter))
-        logits = [stage for stage in stages if stage.name == LOGITS]
+        logits = (stage for stage in read_stages(pair, adapter) if stage.name == LOGITS)
         worst = max(logits, key=lambda stage: _order(stage.error))
         name = f"largest relative difference of logits {words}"
         measures.append(pair.measure(name, "logits", worst.error, _place(pair, worst)))
         if not measures[-1].holds:
-            return _different(number, pair, stages, words, tuple(measures))
+            return _different(number, pair, adapter, tuple(measures))
     count = pair.first.facts["measured_conversations"]
     return same_rung(
         number, NAME, f"Logits of {count} conversations agree, with an adapter and without.", tuple(measures)
@@ -103,12 +102,19 @@ def _common(
     return shared, one, other
 
 
-def _different(number: int, pair: Pair, stages: list[Stage], words: str, measures: tuple[Measure, ...]) -> Rung:
+def first_stage(pair: Pair, adapter: str) -> Stage:
+    """The first stage that differs, or the worst logits where only they do."""
+    stages = list(read_stages(pair, adapter))
     limit = pair.limits["hidden"].value
-    parted = next((stage for stage in stages if not stage.error <= limit and stage.name != LOGITS), None)
+    parted = (stage for stage in stages if not stage.error <= limit and stage.name != LOGITS)
     worst = max((stage for stage in stages if stage.name == LOGITS), key=lambda stage: _order(stage.error))
-    first = parted if parted is not None else worst
-    position = first.first_position(limit)
+    return next(parted, worst)
+
+
+def _different(number: int, pair: Pair, adapter: str, measures: tuple[Measure, ...]) -> Rung:
+    first, words = first_stage(pair, adapter), ADAPTERS[adapter]
+    position = first.first_position(pair.limits["hidden"].value)
+    stages = (stage for stage in read_stages(pair, adapter) if stage.conversation == first.conversation)
     return Rung(
         number,
         NAME,
@@ -117,11 +123,7 @@ def _different(number: int, pair: Pair, stages: list[Stage], words: str, measure
         measures,
         place=f"{first.name}, {_place(pair, first, position)}, {words}",
         cause=_cause(pair, first, position, words),
-        details=tuple(
-            f"{stage.name}: relative error {stage.error:.2e}"
-            for stage in stages
-            if stage.conversation == first.conversation
-        ),
+        details=tuple(f"{stage.name}: relative error {stage.error:.2e}" for stage in stages),
     )
 
 

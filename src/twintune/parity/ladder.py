@@ -1,13 +1,16 @@
 """The ladder: twelve rungs, each compared only where all below it hold. No framework is needed for it."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from twintune.parity.bundle import ADAPTER, Bundle
+from twintune.parity.bundle import BASE as BASE_FORWARD
 from twintune.parity.forward_rung import NAME as LOGITS
-from twintune.parity.forward_rung import forward_rung, stage_errors
+from twintune.parity.forward_rung import first_stage, forward_rung, stage_errors
 from twintune.parity.gradient_rungs import GRADIENTS, LOSSES, gradient_rung, loss_rung
 from twintune.parity.job_rungs import RECIPE, ROWS, recipe_rung, rows_rung
+from twintune.parity.msprobe import write_msprobe
 from twintune.parity.pair import Pair
 from twintune.parity.result_rungs import FINAL, GENERATED, MERGED, adapter_rung, merged_rung, text_rung
 from twintune.parity.step_rungs import ONE_STEP, SERIES, one_step_rung, series_rung
@@ -47,6 +50,25 @@ def compare(first: Bundle, second: Bundle) -> Verdict:
         job=_job(first, second),
         stage_errors=stage_errors(pair) if _forward_is_comparable(rungs) else {},
         tolerances={name: (limit.value, limit.source) for name, limit in pair.limits.items()},
+    )
+
+
+def write_msprobe_for(first: Bundle, second: Bundle, verdict: Verdict, folder: Path) -> list[Path]:
+    """Write what msprobe needs to look inside the first stage that differs, where bare networks do; else nothing."""
+    pair = Pair(first, second, limits(first.facts["dtype"]))
+    rung = verdict.first_difference
+    if rung is None or rung.name != LOGITS:
+        return []
+    stage = first_stage(pair, BASE_FORWARD)
+    if stage.error <= pair.limits["logits"].value:
+        return []
+    return write_msprobe(
+        folder,
+        stage=stage.name,
+        config=first.facts["model_config"],
+        row=first.arrays("forward")[f"ids.{stage.conversation}"].tolist(),
+        pad_token_id=first.facts["rows"]["pad_token_id"],
+        dtype=first.facts["dtype"],
     )
 
 
