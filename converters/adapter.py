@@ -16,6 +16,7 @@ from twintune.converters.names import LINEAR_MODULES, linear_shapes, standard_na
 from twintune.errors import UserError, raise_collected
 
 WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
 PEFT_PREFIX = "base_model.model."
 A, B = "lora_A.weight", "lora_B.weight"
 
@@ -94,7 +95,11 @@ def _read_matrices(file: Path) -> dict[str, NDArray[np.float32]]:
     try:
         given = load_file(file)
     except FileNotFoundError:
-        raise UserError(f"{file}: the adapter must have this file, got nothing there") from None
+        pickled = file.with_name(PICKLED).exists()
+        got = (
+            f"the pickled {PICKLED}, which is not read: save it with safe_serialization=True" if pickled else "nothing"
+        )
+        raise UserError(f"{file}: the adapter must have this file, got {got}") from None
     except SafetensorError as error:
         raise UserError(f"{file}: the adapter must be a whole safetensors file, got: {error}") from None
     tensors: dict[str, NDArray[np.float32]] = {}

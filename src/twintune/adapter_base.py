@@ -81,10 +81,8 @@ def settings_of(
             raise UserError(f"{file}: must be of {checkpoint}, got another sha256; give --pet-config, or export anew")
         lora, base, source = said.lora, model or said.base_model or _base_of_run(file), str(file)
     elif lora_alpha is not None and target_modules is not None:
-        lora, source = (
-            Lora(told_rank(checkpoint), lora_alpha, 0.0, target_modules),
-            "command line; rank by the matrices",
-        )
+        lora = Lora(told_rank(checkpoint), lora_alpha, 0.0, target_modules)
+        source = "command line, and the rank that the matrices have"
     else:
         raise UserError(
             f"{checkpoint}: the adapter's lora_alpha and target_modules must be known, got no {SETTINGS} beside it and "

@@ -120,12 +120,12 @@ def check_merge(
     tuned = _load(place, base, adapter)
     texts = _greedy(place, tuned, questions)
     rows = [[*prompt, *text] for prompt, text in zip(questions.prompts, texts, strict=True)]
-    wanted = _logits(tuned, rows)
+    wanted = tuned.logits(rows)
     del tuned
-    effect = max(_largest(wanted, _logits(_load(place, base, None), rows)))
+    effect = max(_largest(wanted, _load(place, base, None).logits(rows)))
     candidate = _load(place, merged, None)
     same = sum(one == other for one, other in zip(texts, _greedy(place, candidate, questions), strict=True))
-    given = _logits(candidate, rows)
+    given = candidate.logits(rows)
     tolerance, mean_tolerance, rule = limits(dtype, layers, wanted)
     return MergeCheck(
         largest_difference=max(_largest(wanted, given)),
@@ -169,10 +169,6 @@ def _load(place: Place, model: Path, adapter: Path | None) -> LanguageModel:
 def _greedy(place: Place, model: LanguageModel, questions: Questions) -> list[list[int]]:
     generator = TextGenerator(model, place.tokenizer, questions.stop_token_ids)
     return generator.generate_ids(questions.prompts, Sampling(max_new_tokens=NEW_TOKENS))
-
-
-def _logits(model: LanguageModel, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-    return [logits for row in rows for logits in model.logits([row])]
 
 
 def _largest(wanted: Sequence[NDArray[np.float32]], given: Sequence[NDArray[np.float32]]) -> list[float]:

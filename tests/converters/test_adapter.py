@@ -187,6 +187,12 @@ def test_a_missing_file_is_told(folder: Path, name: str) -> None:
         read_adapter(folder)
 
 
+def test_pickled_weights_are_named(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"got the pickled adapter_model\.bin, which is not read"):
+        read_adapter(folder)
+
+
 def test_a_torn_file_is_told(folder: Path) -> None:
     whole = (folder / WEIGHTS).read_bytes()
     for part in (whole[:-8], whole[:4], b""):
