@@ -57,10 +57,8 @@ from twintune.training import versions
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden" / "tolerances.json"
 REPEATS = 8
 STEPS = 50
-ROWS = 24
-MEASURED_ROWS = 4
-LENGTH = 24  # tokens of the longest
-VOCABULARY = 128
+ROWS, MEASURED_ROWS = 24, 4
+LENGTH, VOCABULARY = 24, 128  # tokens of the longest row, ids
 LORA = Lora(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=LINEAR_LAYERS)
 SMALL = (2, 64, 1e-3)  # layers, hidden size, peak learning rate
 DEEP, WIDE, FAST = (8, 64, 1e-3), (2, 256, 1e-3), (2, 64, 1e-2)
@@ -100,19 +98,6 @@ class Steps(list[Step]):
         self.append(step)
 
 
-def model_config(layers: int, width: int) -> dict[str, Any]:
-    """The config.json of a LLaMA with grouped heads."""
-    return {
-        "model_type": "llama",
-        "hidden_size": width,
-        "intermediate_size": width * 7 // 4,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": VOCABULARY,
-    }
-
-
 def draw_weights(config: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Every base weight in float64: linear layers that keep a vector's size about, norms about 1."""
     draw = np.random.default_rng(0)
@@ -123,7 +108,7 @@ def draw_weights(config: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[np.fl
         if name in shapes:
             yield name, draw.normal(0, 1.6 / math.sqrt(config["hidden_size"]), shapes[name])
         else:
-            yield name, draw.normal(1, 0.1, config["hidden_size"])
+            yield name, draw.normal(1, 0.1, (config["hidden_size"],))
 
 
 def rounded_at_random(array: NDArray[np.float64], dtype: Any, draw: np.random.Generator) -> NDArray[np.float32]:
@@ -139,7 +124,15 @@ def rounded_at_random(array: NDArray[np.float64], dtype: Any, draw: np.random.Ge
 def make_job(folder: Path, setting: tuple[int, int, float], dtype: str, seed: int) -> TrainJob:
     """The job of one repeat: everything the same but how the base weights are rounded."""
     layers, width, rate = setting
-    config = model_config(layers, width)
+    config = {
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": width * 7 // 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCABULARY,
+    }
     draw = np.random.default_rng((seed, 7))
     weights = {name: rounded_at_random(array, DTYPES[dtype], draw) for name, array in draw_weights(config)}
     model = folder / "model"
@@ -262,8 +255,8 @@ def float16_on_pytorch() -> Iterator[None]:
         return torch.autocast(device, dtype=getattr(torch, dtype))
 
     with ExitStack() as patches:
-        for module in (train, probe):
-            patches.enter_context(patch.object(module, "autocast", autocast))
+        patches.enter_context(patch.object(train, "autocast", autocast))
+        patches.enter_context(patch.object(probe, "autocast", autocast))
         patches.enter_context(patch.object(train, "choose_dtype", lambda asked, device: Choice(asked, "as asked")))
         yield
 
