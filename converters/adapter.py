@@ -97,7 +97,7 @@ def _read_matrices(file: Path) -> dict[str, NDArray[np.float32]]:
     except FileNotFoundError:
         pickled = file.with_name(PICKLED).exists()
         got = (
-            f"the pickled {PICKLED}, which is not read: save it with safe_serialization=True" if pickled else "nothing"
+            f"the pickled {PICKLED}, not read: save with safe_serialization=True" if pickled else "nothing"
         )
         raise UserError(f"{file}: the adapter must have this file, got {got}") from None
     except SafetensorError as error:

@@ -198,7 +198,7 @@ def record(backend: str, job: TrainJob) -> Record:
         one_step={name: array - initial[name] for name, array in one_step.items()},
         adapter=final,
         same_adapter=shared,
-        merged=_logits(trained, look(probe, without_b(final))),
+        merged=logits_apart(trained, look(probe, without_b(final))),
     )
 
 
@@ -214,27 +214,29 @@ def differences(one: Record, other: Record) -> dict[str, float]:
     losses = np.array([b.loss - a.loss for a, b in zip(one.steps, other.steps, strict=True)])
     norms = [abs(b.grad_norm / a.grad_norm - 1) for a, b in zip(one.steps, other.steps, strict=True)]
     return {
-        "logits": _logits(one.forward, other.forward),
+        "logits": logits_apart(one.forward, other.forward),
         "hidden": max(relative_largest(a.hidden[name], b.hidden[name]) for a, b in forwards for name in a.hidden),
         "row_loss": largest(one.row_losses, other.row_losses),
-        "gradient": _over(relative_norm, one.gradients, other.gradients),
-        "gradient_cosine": _over(lambda a, b: 1 - cosine(a, b), one.gradients, other.gradients),
-        "one_step": _over(largest, one.one_step, other.one_step) / one.steps[1].learning_rate,
-        "update": _over(relative_norm, one.one_step, other.one_step),
+        "gradient": worst(relative_norm, one.gradients, other.gradients),
+        "gradient_cosine": worst(lambda a, b: 1 - cosine(a, b), one.gradients, other.gradients),
+        "one_step": worst(largest, one.one_step, other.one_step) / one.steps[1].learning_rate,
+        "update": worst(relative_norm, one.one_step, other.one_step),
         "loss": float(np.abs(losses).max()),
         "grad_norm": max(norms),
         "mean_signed_residual": abs(float(losses.mean())),
-        "adapter": _over(largest, one.adapter, other.adapter) / max(step.learning_rate for step in one.steps),
-        "cross_logits": _logits(one.same_adapter, other.same_adapter),
+        "adapter": worst(largest, one.adapter, other.adapter) / max(step.learning_rate for step in one.steps),
+        "cross_logits": logits_apart(one.same_adapter, other.same_adapter),
         "merged_logits": max(one.merged, other.merged),
     }
 
 
-def _over(measure: Any, one: Arrays, other: Arrays) -> float:
+def worst(measure: Any, one: Arrays, other: Arrays) -> float:
+    """The largest of a measure over all matrices."""
     return max(float(measure(one[name], other[name])) for name in one)
 
 
-def _logits(one: list[Forward], other: list[Forward]) -> float:
+def logits_apart(one: list[Forward], other: list[Forward]) -> float:
+    """The largest relative difference of logits over all rows."""
     return max(relative_largest(a.logits, b.logits) for a, b in zip(one, other, strict=True))
 
 

@@ -5,22 +5,18 @@ one graph for all steps of a batch, and slow for long texts.
 """
 
 from collections.abc import Sequence
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindformers import build_context
-from mindformers.models.build_model import build_network
-from mindformers.tools.register import MindFormerConfig
 from mindspore import nn
 from numpy.typing import NDArray
 
 from twintune.backends import Lora
 from twintune.backends.ascend.parameters import check_base, parameters_by_name, put_in
 from twintune.backends.ascend.profile import compiled_length, context, model_section, pet_config
+from twintune.backends.ascend.runtime import build
 from twintune.converters.adapter import read_adapter
 from twintune.converters.names import adapter_names, base_names
 from twintune.converters.weights import read_weights
@@ -98,9 +94,7 @@ class MindFormersModel:
         section["model_config"]["use_flash_attention"] = False
         if self.adapter is not None:
             section["model_config"]["pet_config"] = pet_config(self.adapter[0], self.dtype)
-        build_context({"context": context(self.device), "parallel": {}, "use_parallel": False})
-        with redirect_stdout(StringIO()):
-            self.network = build_network(MindFormerConfig(**section))
+        self.network = build(section, context(self.device))
         self.network.set_train(False)
         self._load(parameters_by_name(self.network))
         self.last = LastLogits(self.network)

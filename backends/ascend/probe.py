@@ -1,15 +1,10 @@
 """The network of a job opened for measuring: the one that MindFormers' Trainer would train, and its gradients."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
-from io import StringIO
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindformers import build_context
-from mindformers.models.build_model import build_network
-from mindformers.tools.register import MindFormerConfig
 from mindformers.wrapper.wrapper import DataOrderWrapperCell, get_real_models
 from mindspore import nn
 from numpy.typing import NDArray
@@ -21,6 +16,7 @@ from twintune.backends.ascend.keys import check_keys, check_overrides
 from twintune.backends.ascend.packed import PackedNetwork
 from twintune.backends.ascend.parameters import parameters_by_name, put_in, put_on_adapter, to_numpy
 from twintune.backends.ascend.profile import CONVERSATION_ENDS, compiled_length, packed_borders, training_config
+from twintune.backends.ascend.runtime import build
 from twintune.backends.ascend.stages import keep_stages, kept_outputs
 from twintune.backends.matching import check_matrices
 from twintune.converters.names import adapter_names, base_names
@@ -117,10 +113,10 @@ class AscendProbe:
         self._network.set_train(True)
         losses, counts, gradients = self._call(rows)
         tokens = int(counts.sum())
-        batch = numbers.shape[1]
-        alone = (
-            [self._call(_masked_but(rows, place, batch)) for place in range(batch)] if batch > 1 else [(losses, counts)]
-        )
+        if numbers.shape[1] == 1:
+            alone = [(losses, counts)]
+        else:
+            alone = [self._call(one_place)[:2] for one_place in _places(rows, numbers.shape[1])]
         return StepGradients(
             loss=float(losses.sum() / tokens),
             tokens=tokens,
@@ -150,12 +146,8 @@ def build_for_training(job: TrainJob) -> tuple[nn.Cell, list[str]]:
     check_overrides(job.overrides)
     settings = training_config(job, job.device)
     check_keys(settings)
-    build_context({"context": settings["context"], "parallel": {}, "use_parallel": False})
-    with redirect_stdout(StringIO()):
-        network = build_network(
-            MindFormerConfig(**settings["model"]),
-            default_args={"calculate_per_token_loss": settings["calculate_per_token_loss"]},
-        )
+    per_token = settings["calculate_per_token_loss"]
+    network = build(settings["model"], settings["context"], calculate_per_token_loss=per_token)
     return network, settings["train_dataset"]["input_columns"]
 
 
@@ -167,8 +159,9 @@ def _one_conversation(tokens: int, length: int, borders: str) -> NDArray[np.int3
     return conversation_numbers(lengths, length)
 
 
-def _masked_but(rows: Sequence[NDArray[np.int32]], place: int, batch: int) -> list[NDArray[np.int32]]:
-    """The columns with labels at one place of each micro-batch only."""
+def _places(rows: Sequence[NDArray[np.int32]], batch: int) -> Iterator[list[NDArray[np.int32]]]:
+    """The columns with labels at one place of each micro-batch only, for every place."""
     input_ids, labels, *borders = rows
-    elsewhere = np.arange(len(labels)) % batch != place
-    return [input_ids, np.where(elsewhere[:, None], np.int32(IGNORED), labels), *borders]
+    places = np.arange(len(labels)) % batch
+    for place in range(batch):
+        yield [input_ids, np.where((places == place)[:, None], labels, np.int32(IGNORED)), *borders]

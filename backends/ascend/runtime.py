@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
@@ -18,9 +19,8 @@ from twintune.errors import UserError
 def import_quietly() -> None:
     """Import the frameworks with their own logs sent to files; what fails raises all the same."""
     os.environ.setdefault("GLOG_v", "3")
-    logs = cache_folder() / "mindformers"
-    os.environ.setdefault("LOCAL_DEFAULT_PATH", str(logs))
-    os.environ.setdefault("LOG_MF_PATH", str(logs / "log"))
+    os.environ.setdefault("LOCAL_DEFAULT_PATH", str(_logs()))
+    os.environ.setdefault("LOG_MF_PATH", str(_logs() / "log"))
     with redirect_stdout(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of their own deprecations, which nobody here can mend
         from mindformers.tools.logger import get_logger
@@ -30,6 +30,10 @@ def import_quietly() -> None:
     for handler in list(get_logger().handlers):
         if not isinstance(handler, logging.FileHandler):
             get_logger().removeHandler(handler)
+
+
+def _logs() -> Path:
+    return cache_folder() / "mindformers"
 
 
 def choose_device(asked: str) -> Choice:
@@ -88,3 +92,22 @@ def start(config_file: Path) -> Any:
         ) from None
     build_context(config)
     return config
+
+
+def build(model: Mapping[str, Any], context: Mapping[str, Any], **arguments: Any) -> Any:
+    """MindFormers' network on random weights.
+
+    Args:
+        model: the `model` section of its configuration.
+        context: the `context` section.
+        arguments: keys of model_config that MindFormers' Trainer sets from elsewhere.
+    """
+    import_quietly()
+    from mindformers import MindFormerConfig, build_context
+    from mindformers.models.build_model import build_network
+
+    # A network with LoRA writes an adapter_config.json of its own there; a training run leaves its folder in it.
+    os.environ["LOCAL_DEFAULT_PATH"] = str(_logs())
+    build_context({"context": dict(context), "parallel": {}, "use_parallel": False})
+    with redirect_stdout(StringIO()):
+        return build_network(MindFormerConfig(**model), default_args=arguments)

@@ -189,7 +189,7 @@ def test_a_missing_file_is_told(folder: Path, name: str) -> None:
 
 def test_pickled_weights_are_named(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-    with pytest.raises(UserError, match=r"got the pickled adapter_model\.bin, which is not read"):
+    with pytest.raises(UserError, match=r"got the pickled adapter_model\.bin, not read"):
         read_adapter(folder)
 
 

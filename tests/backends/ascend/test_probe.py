@@ -137,6 +137,13 @@ def test_snapshots_are_the_adapter_after_their_steps(job: TrainJob, done: Record
     assert sorted(folder.name for folder in (job.output_dir / "snapshots").iterdir()) == ["step-2", "step-4"]
 
 
+def test_a_probe_writes_nothing_into_the_run(job: TrainJob, done: Recorder) -> None:
+    """MindFormers' LoRA network writes an adapter_config.json where the last training left its output folder."""
+    load_backend("ascend").open_probe(job)
+    assert done.steps
+    assert [file for file in job.output_dir.rglob("adapter_config.json") if file.parent.name == "mindformers"] == []
+
+
 def test_weights_are_put_in_and_back(probe: Probe) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     (before,) = probe.forward(ROWS[:1])
