@@ -96,9 +96,7 @@ def _read_matrices(file: Path) -> dict[str, NDArray[np.float32]]:
         given = load_file(file)
     except FileNotFoundError:
         pickled = file.with_name(PICKLED).exists()
-        got = (
-            f"the pickled {PICKLED}, not read: save with safe_serialization=True" if pickled else "nothing"
-        )
+        got = f"the pickled {PICKLED}, not read: save with safe_serialization=True" if pickled else "nothing"
         raise UserError(f"{file}: the adapter must have this file, got {got}") from None
     except SafetensorError as error:
         raise UserError(f"{file}: the adapter must be a whole safetensors file, got: {error}") from None
