@@ -354,8 +354,12 @@ def adapter_saved_in_half(patch: Patch) -> None:
 
 
 def merged_with_scaling_one(patch: Patch) -> None:
-    merge = record.merged
-    patch.setattr(record, "merged", lambda base, lora, tensors: merge(base, replace(lora, lora_alpha=lora.r), tensors))
+    merge = record.merged_weights
+
+    def with_scaling_one(base: Any, lora: Any, tensors: Any, dtype: str) -> Any:
+        return merge(base, replace(lora, lora_alpha=lora.r), tensors, dtype)
+
+    patch.setattr(record, "merged_weights", with_scaling_one)
 
 
 def in_rows(change: Callable[[list[Row]], list[Row]]) -> Callable[[Patch], None]:

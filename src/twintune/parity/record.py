@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from twintune.artifacts import refuse_used_folder
 from twintune.backends import Probe, TrainJob
 from twintune.converters.adapter import make_initial_adapter, read_adapter, write_adapter
+from twintune.converters.merged_weights import merged_weights
 from twintune.converters.rows import Row
 from twintune.converters.tokens import load_tokenizer
-from twintune.converters.weights import read_weights
+from twintune.converters.weights import find_weights
 from twintune.errors import UserError
 from twintune.parity.bundle import (
     ADAPTER,
@@ -40,7 +41,7 @@ from twintune.parity.describe import (
     row_digest,
     rows_of,
 )
-from twintune.parity.probe_adapters import merged, with_random_b, without_b
+from twintune.parity.probe_adapters import with_random_b, without_b
 from twintune.parity.selection import (
     CONVERSATIONS,
     HIDDEN_NUMBERS,
@@ -239,7 +240,7 @@ class Recorder:
             self.writer.write_arrays(cross_group(peer), adapter_logits(probe, peer.folder / ADAPTER, measured, places))
         arrays = {f"final.{name}": array for name, array in adapter_logits(probe, final, measured, places).items()}
         probe.put_adapter(without_b(tensors))
-        probe.put_base(merged(read_weights(self.run.job.model, self.run.config), lora, tensors))
+        probe.put_base(merged_weights(find_weights(self.run.job.model, self.run.config), lora, tensors, "float32"))
         arrays |= {f"merged.{name}": array for name, array in _logits(probe, measured, places).items()}
         self.writer.write_arrays("run", arrays)
 
