@@ -8,8 +8,7 @@ trains and is measured through the backend as `twintune parity record` does it. 
 `twintune parity compare` would; the largest difference of each measure is its spread. Where both backends compute in
 a dtype, repeats that have the very same weights are compared between them: what two implementations really differ by.
 
-Results go into tests/golden/tolerances.json by case; cases that are not run stay. The cuda backend offers its users no
-float16: here the script switches PyTorch's float16 autocast on.
+Results go into tests/golden/tolerances.json; cases not run stay. The cuda backend offers no float16: it is switched on.
 """
 
 import itertools
@@ -55,8 +54,7 @@ from twintune.recipe import LINEAR_LAYERS
 from twintune.training import versions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden" / "tolerances.json"
-REPEATS = 8
-STEPS = 50
+REPEATS, STEPS = 8, 50
 ROWS, MEASURED_ROWS = 24, 4
 LENGTH, VOCABULARY = 24, 128  # tokens of the longest row, ids
 LORA = Lora(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=LINEAR_LAYERS)
