@@ -7,7 +7,6 @@ down to a neighbour, the nearer the likelier (stochastic rounding: Croci et al. 
 trains and is measured through the backend as `twintune parity record` does it. All pairs of repeats are compared as
 `twintune parity compare` would; the largest difference of each measure is its spread. Where both backends compute in
 a dtype, repeats that have the very same weights are compared between them: what two implementations really differ by.
-
 Results go into tests/golden/tolerances.json; cases not run stay. The cuda backend offers no float16: it is switched on.
 """
 
@@ -43,13 +42,14 @@ from twintune.backends import (
 )
 from twintune.converters import arrow, mindrecord
 from twintune.converters.adapter import make_initial_adapter, read_adapter, write_adapter
+from twintune.converters.merged_weights import merged_weights
 from twintune.converters.names import base_names, linear_shapes
 from twintune.converters.rows import Row
-from twintune.converters.weights import read_weights
+from twintune.converters.weights import find_weights
 from twintune.models import read_model_config
 from twintune.parity.gradient_rungs import cosine
 from twintune.parity.pair import largest, relative_largest, relative_norm
-from twintune.parity.probe_adapters import merged, with_random_b, without_b
+from twintune.parity.probe_adapters import with_random_b, without_b
 from twintune.recipe import LINEAR_LAYERS
 from twintune.training import versions
 
@@ -106,7 +106,7 @@ def draw_weights(config: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[np.fl
         if name in shapes:
             yield name, draw.normal(0, 1.6 / math.sqrt(config["hidden_size"]), shapes[name])
         else:
-            yield name, draw.normal(1, 0.1, (config["hidden_size"],))
+            yield name, 1 + draw.normal(0, 0.1, [config["hidden_size"]])
 
 
 def rounded_at_random(array: NDArray[np.float64], dtype: Any, draw: np.random.Generator) -> NDArray[np.float32]:
@@ -187,7 +187,7 @@ def record(backend: str, job: TrainJob) -> Record:
     gradients = probe.gradients(job.order[0])
     shared = look(probe, {name: 2 * array for name, array in with_random_b(initial, seed=1).items()})
     trained = look(probe, final)
-    probe.put_base(merged(read_weights(job.model, read_model_config(job.model)), job.lora, final))
+    probe.put_base(merged_weights(find_weights(job.model, read_model_config(job.model)), LORA, final, "float32"))
     return Record(
         forward=forward,
         row_losses=gradients.row_losses / gradients.row_tokens,
