@@ -104,9 +104,9 @@ def draw_weights(config: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[np.fl
     shapes = linear | {f"{name}.weight": shape for name, shape in tables.items()}
     for name in base_names(config):
         if name in shapes:
-            yield name, draw.normal(0, 1.6 / math.sqrt(config["hidden_size"]), shapes[name])
+            yield name, draw.normal(0, 1.6 / math.sqrt(config["hidden_size"]), list(shapes[name]))
         else:
-            yield name, 1 + draw.normal(0, 0.1, [config["hidden_size"]])
+            yield name, draw.normal(1, 0.1, [config["hidden_size"]])
 
 
 def rounded_at_random(array: NDArray[np.float64], dtype: Any, draw: np.random.Generator) -> NDArray[np.float32]:
