@@ -9,7 +9,7 @@ the number of trained tokens.
 import mindspore as ms
 from mindspore import nn, ops
 
-from twintune.backends.ascend.cpu_loss import use_exact_exponential
+from twintune.backends.ascend.cpu_loss import use_unbiased_functions
 
 add = ops.MultitypeFuncGraph("add")
 divide = ops.MultitypeFuncGraph("divide")
@@ -55,7 +55,7 @@ class MeanGradients(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
 
     def __init__(self, network: nn.Cell, weights: ms.ParameterTuple, accumulation: int) -> None:
         super().__init__(auto_prefix=False)
-        use_exact_exponential(network)
+        use_unbiased_functions(network)
         self.network = network
         self.weights = weights
         self.accumulation = accumulation

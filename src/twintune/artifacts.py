@@ -74,6 +74,7 @@ def new_file(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield aside
+        aside.chmod(0o644)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
@@ -101,7 +102,9 @@ def new_folder(path: Path, mark: str | None = None) -> Iterator[Path]:
         aside.mkdir()
     try:
         yield aside
-        aside.chmod(0o755)
+        # MindSpore and safetensors keep their files to their owner: what is handed on is for others too.
+        for path_within in (aside, *aside.rglob("*")):
+            path_within.chmod(0o755 if path_within.is_dir() else 0o644)
         if path.exists():
             path.rmdir()
         aside.replace(path)

@@ -8,12 +8,15 @@ They were made by twintune 0.1.0 and are not made again: a bundle of this format
 import sys
 from pathlib import Path
 
-from tests.parity.jobs import Kind, write_recipe
+from tests.parity.jobs import Kind, machine, write_recipe
 from twintune.parity import record, selection
 from twintune.parity.cross import cross
 from twintune.recipe import load_recipe
 
 KIND = Kind("llama", {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1})
+
+OVERRIDES = ("lora.r=2",)
+SETTINGS = record.Settings(steps=10, prompts=2)
 
 
 def main(folder: Path) -> None:
@@ -26,10 +29,9 @@ def main(folder: Path) -> None:
     ):
         setattr(module, name, bound)
     path = write_recipe(folder / "recipe", KIND)
-    recipes = [load_recipe(path, [f"backend.name={name}", "lora.r=2"]) for name in ("cuda", "ascend")]
-    settings = record.Settings(steps=10, prompts=2)
-    first = record.record(recipes[0], folder / "cuda", settings)
-    second = record.record(recipes[1], folder / "ascend", settings, first)
+    recipes = [load_recipe(path, [*machine(name), *OVERRIDES]) for name in ("cuda", "ascend")]
+    first = record.record(recipes[0], folder / "cuda", SETTINGS)
+    second = record.record(recipes[1], folder / "ascend", SETTINGS, first)
     cross(recipes[0], first, second)
 
 

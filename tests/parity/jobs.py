@@ -77,6 +77,11 @@ def write_recipe(folder: Path, kind: Kind) -> Path:
     return recipe
 
 
+def machine(backend: str) -> list[str]:
+    """What of a recipe belongs to the machine: a CUDA device is taken where there is one, float32 everywhere."""
+    return [f"backend.name={backend}", "backend.device=auto", "backend.dtype=float32"]
+
+
 @dataclass
 class Recordings:
     """Bundles of KINDS by name and backend, each recorded where it is first asked for."""
@@ -88,7 +93,7 @@ class Recordings:
     def recipe(self, kind: str, backend: str) -> Recipe:
         if kind not in self.recipes:
             self.recipes[kind] = write_recipe(self.folder / kind, KINDS[kind])
-        return load_recipe(self.recipes[kind], [f"backend.name={backend}", "backend.device=cpu"])
+        return load_recipe(self.recipes[kind], machine(backend))
 
     def bundle(self, kind: str, backend: str) -> Bundle:
         if (kind, backend) not in self.bundles:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.golden import make_bundles
 from tests.parity import faults
-from tests.parity.jobs import Recordings
+from tests.parity.jobs import Recordings, machine, write_recipe
 from twintune import cli
 from twintune.backends import missing_packages
 from twintune.errors import UserError
@@ -20,6 +21,7 @@ from twintune.parity.bundle import FACTS, FORMAT, Bundle, open_bundle
 from twintune.parity.ladder import LADDER, compare
 from twintune.parity.record import Settings, record
 from twintune.prepared import read_sealed, write_sealed
+from twintune.recipe import load_recipe
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KIND = "qwen2"
@@ -60,6 +62,16 @@ def test_bundles_of_format_1_stay_readable(monkeypatch: pytest.MonkeyPatch, tmp_
         "junit.xml",
         "verdict.json",
     }
+
+
+@needs_cuda_backend
+def test_todays_run_is_the_one_that_was_recorded_on_a_cpu(tmp_path: Path) -> None:
+    """On a machine with a CUDA device this is the GPU against MindFormers on a CPU."""
+    path = write_recipe(tmp_path / "recipe", make_bundles.KIND)
+    recipe = load_recipe(path, [*machine("cuda"), *make_bundles.OVERRIDES])
+    today = record(recipe, tmp_path / "today", make_bundles.SETTINGS)
+    verdict = compare(open_bundle(GOLDEN / "bundle-format-1" / "ascend"), today)
+    assert [rung.status for rung in verdict.rungs] == ["same"] * len(LADDER), verdict.first_difference
 
 
 def test_comparing_imports_no_framework() -> None:

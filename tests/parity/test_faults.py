@@ -69,7 +69,7 @@ FAULTS = {
     "warm-up rounding": Fault(faults.warmup_rounded_down, 8, "step 2", "rounded otherwise"),
     "no bias correction": Fault(faults.optimizer(faults.no_bias_correction), 8, "lora_B", "bias correction"),
     "no weight decay": Fault(faults.optimizer(faults.no_weight_decay), 8, "lora_A", "weight decay"),
-    "another beta2": Fault(faults.optimizer(faults.another_beta2), 9, r"step \d+", "second moment"),
+    "another beta2": Fault(faults.optimizer(faults.another_beta2), 8, "lora_B", "other betas"),
     "clip by value": Fault(faults.clipped_by_value, 8, "lora_B", "clipped in another way"),
     "moments forgotten": Fault(faults.optimizer(faults.moments_forgotten), 9, r"step \d+", "moment"),
     "adapter saved in half": Fault(faults.adapter_saved_in_half, 10, "lora", "weights", ALL_STEPS),

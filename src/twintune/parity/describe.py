@@ -13,6 +13,7 @@ from twintune import __version__
 from twintune.backends import Name
 from twintune.converters import arrow, mindrecord
 from twintune.converters.rows import Row
+from twintune.models import DEFAULTS, REQUIRED
 from twintune.prepared import ARROW, MINDRECORD, Prepared
 from twintune.recipe import Recipe
 from twintune.training import Run, versions
@@ -30,7 +31,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         "dtype": run.dtype.value,
         "versions": {"twintune": __version__, **versions()},
         "recipe": portable_recipe(run.recipe),
-        "model_config": {**run.config, "_name_or_path": None},
+        "model_config": {key: run.config.get(key) for key in sorted({"model_type", *REQUIRED, *DEFAULTS})},
         "rows": summary,
         "schedule": asdict(run.job.schedule),
     }

@@ -36,7 +36,7 @@ LADDER: Mapping[str, Callable[[int, Pair], Rung]] = {
 
 def compare(first: Bundle, second: Bundle) -> Verdict:
     """Compare two bundles rung by rung, up to the first that does not hold."""
-    pair = Pair(first, second, limits(first.facts["dtype"]))
+    pair = _pair(first, second)
     rungs: list[Rung] = []
     for number, (name, compared) in enumerate(LADDER.items(), start=1):
         broken = next((rung for rung in rungs if rung.status == "different"), None)
@@ -53,9 +53,15 @@ def compare(first: Bundle, second: Bundle) -> Verdict:
     )
 
 
+def _pair(first: Bundle, second: Bundle) -> Pair:
+    facts = first.facts
+    layers, rate = facts["model_config"]["num_hidden_layers"], facts["recipe"]["train"]["learning_rate"]
+    return Pair(first, second, limits(facts["dtype"], layers, rate))
+
+
 def write_msprobe_for(first: Bundle, second: Bundle, verdict: Verdict, folder: Path) -> list[Path]:
     """Write what msprobe needs to look inside the first stage that differs, where bare networks do; else nothing."""
-    pair = Pair(first, second, limits(first.facts["dtype"]))
+    pair = _pair(first, second)
     rung = verdict.first_difference
     if rung is None or rung.name != LOGITS:
         return []

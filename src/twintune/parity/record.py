@@ -4,7 +4,7 @@ The lower rungs need no training and are measured also where it fails: they tell
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from twintune.artifacts import refuse_used_folder
 from twintune.backends import Probe, TrainJob
 from twintune.converters.adapter import make_initial_adapter, read_adapter, write_adapter
 from twintune.converters.merged_weights import merged_weights
-from twintune.converters.rows import Row
 from twintune.converters.tokens import load_tokenizer
 from twintune.converters.weights import find_weights
 from twintune.errors import UserError
@@ -51,6 +50,7 @@ from twintune.parity.selection import (
     choose_matrices,
     choose_positions,
     choose_rows,
+    draw_rows,
     stored,
 )
 from twintune.parity.texts import record_texts
@@ -123,8 +123,7 @@ class Recorder:
 
     def record(self, workshop: Path, peer: Bundle | None) -> None:
         """Write every file of the bundle."""
-        rows = self._rows()
-        conversations = self._conversations(rows)
+        conversations = self._rows()
         final = self._train()
         probe = self.run.framework.open_probe(probe_job(self.run, workshop))
         self._weights(probe)
@@ -137,8 +136,8 @@ class Recorder:
             record_texts(self.run, conversations, self.settings.prompts, self.writer)
         self.writer.seal(self.facts)
 
-    def _rows(self) -> dict[int, Row]:
-        """Digest every row as the backend reads it; keep some whole."""
+    def _rows(self) -> list[Conversation]:
+        """Digest every row as the backend reads it, keep some whole, and choose conversations."""
         name = self.run.framework.name
         digests, lengths = [], []
         for row in rows_of(self.run.prepared, name):
@@ -146,17 +145,17 @@ class Recorder:
             lengths.append(len(row.input_ids))
         order = self.run.job.order
         chosen = set(choose_rows(np.array(lengths), order, self.seed, self.settings.everything))
-        rows = {number: row for number, row in enumerate(rows_of(self.run.prepared, name)) if number in chosen}
+        drawn = draw_rows(len(digests), self.seed)
+        wanted = chosen.union(drawn)
+        read = {number: row for number, row in enumerate(rows_of(self.run.prepared, name)) if number in wanted}
+        rows = {number: read[number] for number in sorted(chosen)}
         arrays = {"digests": np.array(digests, np.uint64), "order": order, **flat_rows(rows)}
         self.writer.write_arrays("rows", arrays)
         section = self.run.recipe.model
         tokenizer = load_tokenizer(self.run.job.model, section.pad_token, added_tokens=section.added_tokens)
         self.writer.write_json(PIECES, pieces_of_rows(rows.values(), tokenizer.decode))
-        return rows
-
-    def _conversations(self, rows: Mapping[int, Row]) -> list[Conversation]:
         count = max(CONVERSATIONS, self.settings.prompts)
-        return choose_conversations(rows, self.seed, count)
+        return choose_conversations([(number, read[number]) for number in drawn], self.seed, count)
 
     def _train(self) -> Path | None:
         """Train; the folder of the final adapter, or None if training failed, which is noted."""

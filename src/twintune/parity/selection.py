@@ -3,9 +3,9 @@
 Both sides draw from the same numbers, so that two bundles of one job hold the same places.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from twintune.converters.rows import IGNORED, Row
 
 STORED_TOKENS = 1_000_000  # of all rows whose ids and labels are kept, 8 bytes each
+CANDIDATES = 64  # rows that conversations are taken from
 CONVERSATIONS = 4  # whose forward is measured
 LOGIT_NUMBERS = 2_000_000  # kept of one conversation, 4 bytes each
 HIDDEN_NUMBERS = 1_000_000
@@ -40,25 +41,34 @@ def choose_rows(lengths: NDArray[np.int64], order: NDArray[np.int64], seed: int,
     return sorted(row for row, fits in zip(wanted, kept, strict=True) if fits)
 
 
-def choose_conversations(rows: Mapping[int, Row], seed: int, count: int) -> list[Conversation]:
-    """`count` conversations by seed, each with a prompt and a trained token, none packed with another.
+def draw_rows(count: int, seed: int) -> list[int]:
+    """The rows that conversations are taken from, at most CANDIDATES of `count`, in the order of the draw."""
+    drawn: list[int] = np.random.default_rng((seed, 2)).permutation(count)[:CANDIDATES].tolist()
+    return drawn
+
+
+def choose_conversations(rows: Sequence[tuple[int, Row]], seed: int, count: int) -> list[Conversation]:
+    """`count` conversations, each with a prompt and a trained token; one of each row, then a second of each.
 
     A larger count adds conversations behind those of a smaller one.
 
     Args:
-        rows: candidates by row number.
+        rows: numbers and rows in the order of draw_rows.
         seed: of the recipe.
         count: at most so many.
     """
-    found = [one for number, row in sorted(rows.items()) for one in _conversations(number, row)]
-    drawn = np.random.default_rng((seed, 2)).permutation(len(found))[:count]
-    return [found[place] for place in drawn.tolist()]
+    found = []
+    for number, row in rows:
+        of_row = _conversations(number, row)
+        found.append([of_row[place] for place in np.random.default_rng((seed, 6, number)).permutation(len(of_row))])
+    rounds = chain.from_iterable(zip_longest(*found))
+    return [one for one in rounds if one is not None][:count]
 
 
 def _conversations(number: int, row: Row) -> list[Conversation]:
     borders = np.cumsum([0, *(row.lengths or (len(row.input_ids),))]).tolist()
     found = []
-    for start, end in itertools.pairwise(borders):
+    for start, end in pairwise(borders):
         trained = np.flatnonzero(row.labels[start:end] != IGNORED)
         prompt = next((int(place) for place in trained if place > 0), None)
         if prompt is not None:

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from twintune.backends import Schedule, Step
 from twintune.parity.bundle import RATES, Bundle
 from twintune.parity.gradient_rungs import cosine, module
-from twintune.parity.pair import Pair, largest, same_rung
+from twintune.parity.pair import Pair, largest, relative_norm, same_rung
 from twintune.parity.verdict import Measure, Rung
 from twintune.schedule import learning_rates
 
 ONE_STEP, SERIES = "one optimizer step, learning rates", "losses and gradient norms"
 RATE = 1e-6  # of the peak: a backend may compute its learning rate in float32
 ALIGNED = 0.999  # cosine of two updates that differ in size alone
+EVEN = 0.05  # sizes that differ by less say nothing
 
 
 def one_step_rung(number: int, pair: Pair) -> Rung:
@@ -82,7 +83,8 @@ def _update_rung(number: int, pair: Pair, rate: Measure, count: int) -> Rung:
     peak = pair.first.steps[step - 1].learning_rate
     names = sorted(name.removeprefix("after.") for name in one.keys() & other.keys() if name.startswith("after."))
     errors = {name: largest(one[f"after.{name}"], other[f"after.{name}"]) / peak for name in names}
-    updates = tuple(_update(pair, one, errors, kind, peak) for kind in ("lora_A", "lora_B"))
+    matrices = [_update(pair, one, errors, kind, peak) for kind in ("lora_A", "lora_B")]
+    updates = (*matrices, _change(pair, one, other, names))
     if all(update.holds for update in updates):
         total = len(pair.first.facts["one_step"]["after"])
         summary = f"{len(names)} of {total} LoRA matrices agree after step {step}; so do {count} learning rates."
@@ -111,6 +113,17 @@ def _update(pair: Pair, arrays: Mapping[str, Any], errors: Mapping[str, float], 
     return Measure(title, errors[worst], limit, module(worst))
 
 
+def _change(pair: Pair, one: Mapping[str, Any], other: Mapping[str, Any], names: list[str]) -> Measure:
+    """The worst relative error of a B's change as a whole, where single numbers may be a matter of rounding."""
+    errors = {
+        name: relative_norm(*(each[f"after.{name}"] - each[f"before.{name}"] for each in (one, other)))
+        for name in names
+        if ".lora_B." in name
+    }
+    worst = max(errors, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
+    return pair.measure("largest relative error of a lora_B matrix's change", "update", errors[worst], module(worst))
+
+
 def _update_cause(pair: Pair, one: Mapping[str, Any], other: Mapping[str, Any], place: str, kind: str) -> str:
     """Compare the updates of the matrix that differs."""
     name = next(name.removeprefix("after.") for name in one if name.startswith("after.") and f"{place}." in name)
@@ -121,9 +134,12 @@ def _update_cause(pair: Pair, one: Mapping[str, Any], other: Mapping[str, Any], 
     updates = [each[f"after.{name}"].astype(np.float64) - each[f"before.{name}"] for each in (one, other)]
     sizes = [float(np.linalg.norm(update)) for update in updates]
     if min(sizes) > 0 and cosine(*updates) > ALIGNED:
+        ratio = sizes[1] / sizes[0]
+        if abs(ratio - 1) < EVEN:
+            return "updates are alike but for details: other betas, another epsilon, or moments in another dtype"
         return (
-            f"updates point the same way and the second side's are {sizes[1] / sizes[0]:.3g} times as large: Adam's "
-            "bias correction, its epsilon, or the learning rate is applied in another way"
+            f"updates point the same way and the second side's are {ratio:.3g} times as large: Adam's bias correction, "
+            "its epsilon, or the learning rate is applied in another way"
         )
     clipped = any(step.grad_norm > _max_grad_norm(pair) for step in pair.first.steps[: _moving_step(pair)])
     words = "clipped in another way (by value, by matrix)" if clipped else "changed before the update"
