@@ -64,8 +64,8 @@ SPREADS: Mapping[str, Mapping[str, float]] = {
         "merged_logits": 0.00557,
     },
 }
-# How a spread grows with depth, as a power: a random walk for what sums up forwards, more for what goes back through the
-# layers. From 2 to 8 layers the golden numbers grow by no more, and to SmolLM2's 30 neither (scripts/derive_depth.py).
+# How a spread grows with depth, as a power: a random walk for what sums up forwards, more for what goes back through
+# layers. From 2 layers to 8 the golden numbers grow by no more, and to SmolLM2's 30 neither (scripts/derive_depth.py).
 GROWTH: Mapping[str, float] = {
     "logits": 0.5,
     "hidden": 0.75,
