@@ -153,9 +153,7 @@ def open_prepared(folder: Path) -> Prepared:
     return Prepared(folder, summary)
 
 
-def changed_files(
-    folder: Path, files: Mapping[str, str], remedy: str = "prepare the rows again"
-) -> Iterable[str]:
+def changed_files(folder: Path, files: Mapping[str, str], remedy: str = "prepare the rows again") -> Iterable[str]:
     """A sentence for each of `files`, sha256 by name, that is missing in a folder or has another sha256."""
     for name, expected in files.items():
         path = folder / name

@@ -5,6 +5,7 @@ Each function plants one and says nothing of where parity finds it; tests/parity
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,28 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from twintune import chat, generation, training
+from twintune import chat, generation
 from twintune.backends import TrainJob
 from twintune.converters import arrow
 from twintune.converters.rows import IGNORED, Row
-from twintune.parity import record
 from twintune.prepared import ARROW, Prepared
 from twintune.recipe import Recipe
 
 Patch = pytest.MonkeyPatch
+record: Any = import_module("twintune.parity.record")
+training: Any = import_module("twintune.training")
+
+
+def cuda(name: str) -> Any:
+    """A module of the cuda backend; torch is imported here and not before."""
+    return import_module(f"twintune.backends.cuda.{name}")
 
 
 def in_network(change: Callable[[Any], None]) -> Callable[[Patch], None]:
     """Plant a fault in every transformers model that is loaded."""
 
     def plant(patch: Patch) -> None:
-        from twintune.backends.cuda import model
+        model = cuda("model")
 
         load = model._from_pretrained
 
@@ -128,7 +135,7 @@ def dropout(module: Any) -> None:
 
 def swapped_a_and_b(patch: Patch) -> None:
     """B transposed in the place of A and the other way round, where the shapes allow it."""
-    from twintune.backends.cuda import train
+    train = cuda("train")
 
     read = train.read_adapter
 
@@ -155,7 +162,7 @@ def in_loss_rows(change: Callable[[Any, Any], Any]) -> Callable[[Patch], None]:
     """Plant a fault in the labels as the loss gets them, after the rows were read."""
 
     def plant(patch: Patch) -> None:
-        from twintune.backends.cuda import train
+        train = cuda("train")
 
         pad = train.pad_right
 
@@ -176,7 +183,7 @@ def optimizer(build: Callable[[TrainJob, list[Any]], Any]) -> Callable[[Patch], 
     """Replace the optimizer."""
 
     def plant(patch: Patch) -> None:
-        from twintune.backends.cuda import train
+        train = cuda("train")
 
         patch.setattr(train, "_adamw", build)
 
@@ -188,13 +195,13 @@ def no_bias_correction(job: TrainJob, parameters: list[Any]) -> Any:
 
     settings = job.optimizer
 
-    class Uncorrected(torch.optim.Optimizer):
+    class Uncorrected(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not read by mypy here
         """mindspore.nn.AdamWeightDecay's rule."""
 
         def __init__(self) -> None:
             super().__init__(parameters, {"lr": settings.learning_rate})
 
-        @torch.no_grad()
+        @torch.no_grad()  # type: ignore[untyped-decorator]  # as above
         def step(self, closure: Any = None) -> None:
             for parameter in parameters:
                 m, v = self.state[parameter].get("moments", (0, 0))
@@ -228,8 +235,8 @@ def moments_forgotten(job: TrainJob, parameters: list[Any]) -> Any:
 
     settings = job.optimizer
 
-    class Forgetful(torch.optim.AdamW):
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure is used here
+    class Forgetful(torch.optim.AdamW):  # type: ignore[misc]  # torch is not read by mypy here
+        def step(self, closure: Any = None) -> None:
             super().step()
             if getattr(self, "steps", 0) >= 3:  # the one step that is looked at closely stays right
                 self.state.clear()
@@ -239,14 +246,15 @@ def moments_forgotten(job: TrainJob, parameters: list[Any]) -> Any:
 
 
 def warmup_rounded_down(patch: Patch) -> None:
-    from twintune.backends.cuda import train
+    train = cuda("train")
 
     rates = train.learning_rates
 
-    def rounded(schedule: Any, learning_rate: float) -> NDArray[np.float64]:
-        return rates(replace(schedule, warmup_steps=schedule.warmup_steps - 1), learning_rate)
+    def rounded_down(schedule: Any, learning_rate: float) -> NDArray[np.float64]:
+        rounded: NDArray[np.float64] = rates(replace(schedule, warmup_steps=schedule.warmup_steps - 1), learning_rate)
+        return rounded
 
-    patch.setattr(train, "learning_rates", rounded)
+    patch.setattr(train, "learning_rates", rounded_down)
 
 
 def clipped_by_value(patch: Patch) -> None:
@@ -264,7 +272,7 @@ def weighted_means(weight: Callable[[list[Row], int, int], float]) -> Callable[[
     """Plant another normaliser: each micro-batch's mean loss gets a weight of its own in the backward pass."""
 
     def plant(patch: Patch) -> None:
-        from twintune.backends.cuda import probe, train
+        probe, train = cuda("probe"), cuda("train")
 
         backward = train.backward
 
@@ -340,7 +348,7 @@ def attended_left_padding(patch: Patch) -> None:
 
 def adapter_saved_in_half(patch: Patch) -> None:
     """The final adapter goes through bfloat16 on its way to the file."""
-    from twintune.backends.cuda import train
+    train = cuda("train")
 
     write = train.write_adapter
 
@@ -369,7 +377,7 @@ def in_rows(change: Callable[[list[Row]], list[Row]]) -> Callable[[Patch], None]
         find = training.find_or_prepare
 
         def changed(recipe: Recipe) -> Prepared:
-            prepared = find(recipe)
+            prepared: Prepared = find(recipe)
             rows = list(arrow.read_rows(prepared.folder / ARROW))
             folder = prepared.folder.parent / f"changed-{change.__name__}"
             folder.mkdir(exist_ok=True)
@@ -418,7 +426,8 @@ def another_system_prompt(recipe: Recipe) -> Callable[[Patch], None]:
         other = find(recipe.model_copy(update={"data": data}))
 
         def changed(asked: Recipe) -> Prepared:
-            return replace(find(asked), folder=other.folder)
+            prepared: Prepared = find(asked)
+            return replace(prepared, folder=other.folder)
 
         patch.setattr(training, "find_or_prepare", changed)
 
@@ -426,7 +435,7 @@ def another_system_prompt(recipe: Recipe) -> Callable[[Patch], None]:
 
 
 def training_fails(patch: Patch) -> None:
-    from twintune.backends.cuda import train
+    train = cuda("train")
     from twintune.errors import UserError
 
     def fail(job: TrainJob, model: Any) -> Any:

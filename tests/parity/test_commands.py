@@ -178,12 +178,13 @@ def test_record_and_cross_from_the_command_line(
     monkeypatch.setattr(sys, "argv", ["twintune"])
     one, other = tmp_path / "one", tmp_path / "other"
     shared = ["--backend", "cuda", "--device", "cpu", "--steps", "3", "--prompts", "1"]
-    for arguments in (
+    commands: list[list[str | Path]] = [
         ["record", recipe, "-o", one, *shared],
         ["record", recipe, "-o", other, *shared, "--peer", one],
         ["cross", recipe, one, other, "--device", "cpu"],
         ["compare", one, other],
-    ):
+    ]
+    for arguments in commands:
         assert run(monkeypatch, *arguments) == 0, capsys.readouterr().err
     assert "The same job: 12 of 12 rungs measured" in capsys.readouterr().out
     measures = compare(open_bundle(one), open_bundle(other)).rungs[9].measures

@@ -102,7 +102,8 @@ def unflat_rows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, Row]:
     """What flat_rows made, by row number."""
     borders = np.cumsum(arrays["lengths"])[:-1]
     ids, labels = np.split(arrays["input_ids"], borders), np.split(arrays["labels"], borders)
-    return {int(number): Row(*row) for number, *row in zip(arrays["numbers"], ids, labels, strict=True)}
+    numbers = arrays["numbers"].tolist()
+    return {number: Row(*row) for number, row in zip(numbers, zip(ids, labels, strict=True), strict=True)}
 
 
 def _joined(parts: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:

@@ -94,8 +94,8 @@ def _common(
     arrays: tuple[Mapping[str, Any], Mapping[str, Any]], number: int, adapter: str, kind: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
     """Positions that both kept, and the numbers there."""
-    places = [each[f"positions.{number}.{kind}"] for each in arrays]
-    shared, *picks = np.intersect1d(*places, return_indices=True)
+    first, second = (each[f"positions.{number}.{kind}"] for each in arrays)
+    shared, *picks = np.intersect1d(first, second, return_indices=True)
     one, other = (
         each[f"{adapter}.{number}.{kind}"].take(pick, axis=-2) for each, pick in zip(arrays, picks, strict=True)
     )

@@ -57,7 +57,7 @@ def largest(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 def relative_largest(one: NDArray[Any], other: NDArray[Any]) -> float:
     """Return max |a - b| / max |a|: free of scale."""
-    return largest(one, other) / max(float(np.abs(one).max(initial=0.0)), np.finfo(np.float32).tiny)
+    return largest(one, other) / max(float(np.abs(one).max(initial=0.0)), float(np.finfo(np.float32).tiny))
 
 
 def relative_norm(one: NDArray[Any], other: NDArray[Any]) -> float:

@@ -18,7 +18,7 @@ from twintune.training import Run
 
 MAX_NEW_TOKENS = 32
 PROMPTS_TOGETHER = 4  # decoded in one batch, of different lengths
-DEFAULT_DRAW = {"temperature": 1.0, "top_p": 0.9}  # where the recipe's own text is greedy
+DEFAULT_DRAW = (1.0, 0.9)  # temperature and top_p where the recipe's own text is greedy
 
 
 @dataclass
@@ -102,6 +102,5 @@ def record_texts(run: Run, conversations: Sequence[Conversation], prompts: int, 
 
 def sampling(generate: GenerateSection) -> Sampling:
     """How a recipe draws tokens, or DEFAULT_DRAW where it does not."""
-    values: dict[str, Any] = {"top_k": generate.top_k, "seed": generate.seed}
-    drawn = {"temperature": generate.temperature, "top_p": generate.top_p} if generate.temperature else DEFAULT_DRAW
-    return Sampling(max_new_tokens=1, **values, **drawn)
+    temperature, top_p = (generate.temperature, generate.top_p) if generate.temperature else DEFAULT_DRAW
+    return Sampling(1, temperature=temperature, top_p=top_p, top_k=generate.top_k, seed=generate.seed)

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-ms = pytest.importorskip("mindspore", reason="the loss of MindFormers")
+pytest.importorskip("mindspore", reason="the loss of MindFormers")
 
 from twintune.backends.ascend.runtime import import_quietly
 
 import_quietly()
 
+import mindspore as ms
 from mindformers import build_context
 from mindformers.core.loss.loss import CrossEntropyLoss
 from mindspore import nn
