@@ -91,13 +91,18 @@ def label_batch(
     if not batch:
         return []
     ids = np.concatenate([encoding.ids for encoding in encodings])
-    labels = np.where(_trained_tokens(batch, encodings), ids, np.int32(IGNORED))
+    trained = _trained_tokens(batch, encodings)
+    labels = np.where(trained, ids, np.int32(IGNORED))
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(trained)])  # trained tokens before each token
+    has_pads = bool((ids == tokenizer.pad_token_id).any())
     rows: list[Row | UserError] = []
     for start, end in pairwise(accumulate([len(encoding.ids) for encoding in encodings], initial=0)):
         try:
             kept = _kept(ids[start:end], tokenizer, cutoff_len, truncation_strategy)
             row = Row(ids[start:end][kept], labels[start:end][kept], cut=end - start > cutoff_len)
-            _check(row, tokenizer, end - start, cutoff_len)
+            if end - start <= cutoff_len:
+                vars(row)["trained_tokens"] = int(before[end] - before[min(start + 1, end)])  # its cached property
+            _check(row, tokenizer, end - start, cutoff_len, has_pads)
         except UserError as error:
             rows.append(error)
         else:
@@ -123,14 +128,13 @@ def _kept(
     return slice(length - cutoff_len, None)
 
 
-def _check(row: Row, tokenizer: Tokenizer, whole: int, cutoff_len: int) -> None:
+def _check(row: Row, tokenizer: Tokenizer, whole: int, cutoff_len: int, has_pads: bool) -> None:
     if not row.trained_tokens:
         raise NothingTrained(
             "at least one token must be trained, got none: the answer lies beyond data.cutoff_len"
             f" {cutoff_len} of {whole} tokens; raise data.cutoff_len or remove the record"
         )
-    pads = row.input_ids == tokenizer.pad_token_id
-    if pads.any():
+    if has_pads and (pads := row.input_ids == tokenizer.pad_token_id).any():
         raise UserError(
             f"the pad token must not occur in a row, because MindFormers hides it wherever it stands, got "
             f"{tokenizer.pad.value!r} at token {pads.argmax() + 1}; "

@@ -34,8 +34,8 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print the verdict as JSO
 @parity_app.command()
 def run(
     recipe: RecipeFile,
-    output: OutputFlag,
     overrides: Overrides = None,
+    output: OutputFlag = Path("parity"),
     steps: StepsFlag = 50,
     prompts: PromptsFlag = 4,
     everything: AllFlag = False,
