@@ -3,6 +3,7 @@
 The lower rungs need no training and are measured also where it fails: they tell why.
 """
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -123,8 +124,11 @@ class Recorder:
 
     def record(self, workshop: Path, peer: Bundle | None) -> None:
         """Write every file of the bundle."""
+        self._say("reading the rows")
         conversations = self._rows()
+        self._say(f"training {len(self.run.job.order)} steps")
         final = self._train()
+        self._say("measuring the network: weights, logits, gradients (a graph compiles twice on MindSpore)")
         probe = self.run.framework.open_probe(probe_job(self.run, workshop))
         self._weights(probe)
         self._forward(probe, conversations)
@@ -133,8 +137,12 @@ class Recorder:
             self._final(probe, final, conversations, peer)
         del probe  # texts load the model again
         if final is not None:
+            self._say(f"answering {self.settings.prompts} prompts")
             record_texts(self.run, conversations, self.settings.prompts, self.writer)
         self.writer.seal(self.facts)
+
+    def _say(self, phase: str) -> None:
+        print(f"parity, {self.run.backend.value}: {phase}", file=sys.stderr)
 
     def _rows(self) -> list[Conversation]:
         """Digest every row as the backend reads it, keep some whole, and choose conversations."""
