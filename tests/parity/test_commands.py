@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden import make_bundles
-from tests.parity import faults
+from tests.parity import network_faults, training_faults
 from tests.parity.jobs import Recordings, machine, write_recipe
 from twintune import cli
 from twintune.backends import missing_packages
@@ -90,7 +90,7 @@ def test_a_difference_is_exit_code_1_and_in_every_report(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with monkeypatch.context() as patch:
-        faults.in_network(faults.rope_theta)(patch)
+        network_faults.in_network(network_faults.rope_theta)(patch)
         record(recordings.recipe(KIND, "cuda"), tmp_path / "faulty", Settings(steps=2))
     assert run(monkeypatch, "compare", bundle.folder, tmp_path / "faulty", "-o", tmp_path / "out", "--json") == 1
     verdict = json.loads(capsys.readouterr().out)
@@ -161,7 +161,7 @@ def test_a_run_that_fails_still_tells_why(
     recordings: Recordings, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        faults.training_fails(patch)
+        training_faults.training_fails(patch)
         failed = record(recordings.recipe(KIND, "cuda"), tmp_path / "failed", Settings(steps=2))
     rung = compare(bundle, failed).first_difference
     assert rung is not None

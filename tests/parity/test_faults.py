@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.parity import faults
+from tests.parity import network_faults, result_faults, row_faults, training_faults
 from tests.parity.jobs import Recordings
 from twintune.backends import missing_packages
 from twintune.parity.bundle import TEXTS, Bundle
@@ -36,48 +36,72 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
-    "row order": Fault(faults.in_rows(faults.another_order), 2, "row 2", "another order"),
-    "one flipped row byte": Fault(faults.in_rows(faults.one_flipped_byte), 2, "row 4, token 7", "single token id"),
-    "label off by one": Fault(faults.in_rows(faults.label_off_by_one), 2, r"row 0, token \d+", "off by one"),
-    "prompt trained": Fault(faults.in_rows(faults.prompt_trained), 2, "row 0, token 0", "the prompt is trained"),
+    "row order": Fault(row_faults.in_rows(row_faults.another_order), 2, "row 2", "another order"),
+    "one flipped row byte": Fault(
+        row_faults.in_rows(row_faults.one_flipped_byte), 2, "row 4, token 7", "single token id"
+    ),
+    "label off by one": Fault(row_faults.in_rows(row_faults.label_off_by_one), 2, r"row 0, token \d+", "off by one"),
+    "prompt trained": Fault(
+        row_faults.in_rows(row_faults.prompt_trained), 2, "row 0, token 0", "the prompt is trained"
+    ),
     "eos not trained": Fault(
-        faults.in_rows(faults.eos_not_trained), 2, r"row 0, token \d+", "closing token is trained"
+        row_faults.in_rows(row_faults.eos_not_trained), 2, r"row 0, token \d+", "closing token is trained"
     ),
-    "missing qkv bias": Fault(faults.in_network(faults.no_bias), 3, r"layers\.0\.self_attn\.k_proj\.bias", "zeros"),
+    "missing qkv bias": Fault(
+        network_faults.in_network(network_faults.no_bias), 3, r"layers\.0\.self_attn\.k_proj\.bias", "zeros"
+    ),
     "swapped w1 and w3": Fault(
-        faults.in_network(faults.swapped_w1_and_w3), 3, r"layers\.0\.mlp\.gate_proj", "name map swaps"
+        network_faults.in_network(network_faults.swapped_w1_and_w3), 3, r"layers\.0\.mlp\.gate_proj", "name map swaps"
     ),
-    "one weight off by 1e-3": Fault(faults.in_network(faults.one_weight), 3, r"layers\.1\.mlp\.down_proj", "single"),
-    "another initial adapter": Fault(faults.another_initial_adapter, 4, r"layers\.0\..*lora_A", "drew its own"),
-    "swapped A and B": Fault(faults.swapped_a_and_b, 4, r"self_attn\.[qo]_proj", "A and B are swapped"),
+    "one weight off by 1e-3": Fault(
+        network_faults.in_network(network_faults.one_weight), 3, r"layers\.1\.mlp\.down_proj", "single"
+    ),
+    "another initial adapter": Fault(network_faults.another_initial_adapter, 4, r"layers\.0\..*lora_A", "drew its own"),
+    "swapped A and B": Fault(network_faults.swapped_a_and_b, 4, r"self_attn\.[qo]_proj", "A and B are swapped"),
     "rope theta": Fault(
-        faults.in_network(faults.rope_theta), 5, r"layers\.0, row \d+, token \d+, without", "rope theta"
+        network_faults.in_network(network_faults.rope_theta), 5, r"layers\.0, row \d+, token \d+, without", "rope theta"
     ),
-    "rope scaling": Fault(faults.in_network(faults.rope_scaling), 5, r"layers\.0, .*without", "rope scaling"),
-    "norm epsilon": Fault(faults.in_network(faults.norm_epsilon), 5, r"layers\.0, .*token 0, without", "rms_norm_eps"),
-    "un-tied head": Fault(faults.in_network(faults.untied_head), 5, "logits, .*without", "tied on one side"),
+    "rope scaling": Fault(
+        network_faults.in_network(network_faults.rope_scaling), 5, r"layers\.0, .*without", "rope scaling"
+    ),
+    "norm epsilon": Fault(
+        network_faults.in_network(network_faults.norm_epsilon), 5, r"layers\.0, .*token 0, without", "rms_norm_eps"
+    ),
+    "un-tied head": Fault(
+        network_faults.in_network(network_faults.untied_head), 5, "logits, .*without", "tied on one side"
+    ),
     "pad hidden mid-text": Fault(
-        faults.in_network(faults.hidden_token), 5, r"layers\.0, .*without", "pad id in the middle"
+        network_faults.in_network(network_faults.hidden_token), 5, r"layers\.0, .*without", "pad id in the middle"
     ),
     "lora scaling 1": Fault(
-        faults.in_adapter(faults.scaling_of_one), 5, r"layers\.0, .*with adapter", "lora_alpha / r"
+        network_faults.in_adapter(network_faults.scaling_of_one), 5, r"layers\.0, .*with adapter", "lora_alpha / r"
     ),
-    "labels shifted in the loss": Fault(faults.in_loss_rows(faults.shifted_once_more), 6, r"row \d+", "off by one"),
-    "dropout on": Fault(faults.in_adapter(faults.dropout), 6, r"row \d+", "dropout is on"),
-    "mean of micro-batch means": Fault(faults.weighted_means(faults.mean_of_micro_batches), 7, "lora", "micro-batches"),
-    "mean of rank means": Fault(faults.weighted_means(faults.mean_of_ranks), 7, "lora", "micro-batches"),
-    "warm-up rounding": Fault(faults.warmup_rounded_down, 8, "step 2", "rounded otherwise"),
-    "no bias correction": Fault(faults.optimizer(faults.no_bias_correction), 8, "lora_B", "bias correction"),
-    "no weight decay": Fault(faults.optimizer(faults.no_weight_decay), 8, "lora_A", "weight decay"),
-    "another beta2": Fault(faults.optimizer(faults.another_beta2), 8, "lora_B", "other betas"),
-    "clip by value": Fault(faults.clipped_by_value, 8, "lora_B", "clipped in another way"),
-    "moments forgotten": Fault(faults.optimizer(faults.moments_forgotten), 9, r"step \d+", "moment"),
-    "adapter saved in half": Fault(faults.adapter_saved_in_half, 10, "lora", "weights", ALL_STEPS),
-    "top-p edge": Fault(faults.top_p_drops_the_token_that_crosses, 11, r"prompt of row \d+", "crosses p", ALL_STEPS),
+    "labels shifted in the loss": Fault(
+        training_faults.in_loss_rows(training_faults.shifted_once_more), 6, r"row \d+", "off by one"
+    ),
+    "dropout on": Fault(network_faults.in_adapter(network_faults.dropout), 6, r"row \d+", "dropout is on"),
+    "mean of micro-batch means": Fault(
+        training_faults.weighted_means(training_faults.mean_of_micro_batches), 7, "lora", "micro-batches"
+    ),
+    "mean of rank means": Fault(
+        training_faults.weighted_means(training_faults.mean_of_ranks), 7, "lora", "micro-batches"
+    ),
+    "warm-up rounding": Fault(training_faults.warmup_rounded_down, 8, "step 2", "rounded otherwise"),
+    "no bias correction": Fault(
+        training_faults.optimizer(training_faults.no_bias_correction), 8, "lora_B", "bias correction"
+    ),
+    "no weight decay": Fault(training_faults.optimizer(training_faults.no_weight_decay), 8, "lora_A", "weight decay"),
+    "another beta2": Fault(training_faults.optimizer(training_faults.another_beta2), 8, "lora_B", "other betas"),
+    "clip by value": Fault(training_faults.clipped_by_value, 8, "lora_B", "clipped in another way"),
+    "moments forgotten": Fault(training_faults.optimizer(training_faults.moments_forgotten), 9, r"step \d+", "moment"),
+    "adapter saved in half": Fault(result_faults.adapter_saved_in_half, 10, "lora", "weights", ALL_STEPS),
+    "top-p edge": Fault(
+        result_faults.top_p_drops_the_token_that_crosses, 11, r"prompt of row \d+", "crosses p", ALL_STEPS
+    ),
     "left padding": Fault(
-        faults.attended_left_padding, 11, r"prompt of row \d+, new token \d+", "left padding", ALL_STEPS
+        result_faults.attended_left_padding, 11, r"prompt of row \d+, new token \d+", "left padding", ALL_STEPS
     ),
-    "merged with scaling 1": Fault(faults.merged_with_scaling_one, 12, "cuda", "scaling", ALL_STEPS),
+    "merged with scaling 1": Fault(result_faults.merged_with_scaling_one, 12, "cuda", "scaling", ALL_STEPS),
 }
 
 
@@ -124,7 +148,7 @@ def test_a_fault_is_named(
 def test_another_system_prompt(
     recordings: Recordings, healthy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant = faults.another_system_prompt(recordings.recipe(KIND, "cuda"))
+    plant = row_faults.another_system_prompt(recordings.recipe(KIND, "cuda"))
     rung = first_difference(healthy, recordings, plant, tmp_path / "faulty", monkeypatch, FEW_STEPS)
     check(rung, 2, r"row 0, token \d+", "system prompt")
     assert rung is not None
@@ -135,7 +159,9 @@ def test_another_eos_token(
     recordings: Recordings, healthy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = healthy.json(TEXTS)["texts"][0]["greedy"][2]
-    rung = first_difference(healthy, recordings, faults.another_eos(token), tmp_path / "faulty", monkeypatch, ALL_STEPS)
+    rung = first_difference(
+        healthy, recordings, result_faults.another_eos(token), tmp_path / "faulty", monkeypatch, ALL_STEPS
+    )
     check(rung, 11, r"new token [0-2]", "stop at other tokens")
 
 
