@@ -96,8 +96,8 @@ def _job(first: Bundle, second: Bundle) -> dict[str, str]:
         **{f"data {file['name']}": f"sha256 {file['sha256']}" for file in rows["files"]},
         "template": _template(recipe),
         "rows": f"{rows['count']}, {rows['trained_tokens']} of {rows['tokens']} tokens trained",
-        "LoRA": f"r {lora['r']}, lora_alpha {lora['lora_alpha']:g}, dropout {lora['lora_dropout']:g} on "
-        + ", ".join(lora["target_modules"]),
+        "LoRA": f"r {lora['r']}, lora_alpha {lora['lora_alpha']:g} on {', '.join(lora['target_modules'])}",
+        **_dropout(first.facts.get("dropout_left_out", 0.0)),
         "optimizer": f"{train['optim']}, learning rate {train['learning_rate']:g}, "
         f"weight decay {train['weight_decay']:g}, max_grad_norm {train['max_grad_norm']:g}",
         "schedule": "{lr_scheduler_type}, {warmup_steps} warm-up steps of {max_steps}".format(
@@ -107,6 +107,10 @@ def _job(first: Bundle, second: Bundle) -> dict[str, str]:
         "steps compared": str(min(len(first.steps), len(second.steps))),
         **{f"bundle {bundle.name}": _bundle_line(bundle) for bundle in (first, second)},
     }
+
+
+def _dropout(left_out: float) -> dict[str, str]:
+    return {"dropout": f"{left_out:g} in the recipe, left out here: each backend draws its own"} if left_out else {}
 
 
 def _template(recipe: Mapping[str, Any]) -> str:

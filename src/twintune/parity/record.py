@@ -90,10 +90,22 @@ def record(recipe: Recipe, output: Path, settings: Settings, peer: Bundle | None
     refuse_used_folder(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workshop:
-        run = first_steps(decide(recipe, Path(workshop) / "run"), settings.steps)
+        run = first_steps(decide(without_dropout(recipe), Path(workshop) / "run"), settings.steps)
         with new_bundle(output) as writer:
-            Recorder(run, writer, settings).record(Path(workshop), peer)
+            recorder = Recorder(run, writer, settings)
+            recorder.facts["dropout_left_out"] = recipe.lora.lora_dropout
+            recorder.record(Path(workshop), peer)
     return open_bundle(output)
+
+
+def without_dropout(recipe: Recipe) -> Recipe:
+    """The recipe with lora_dropout 0: each backend draws its own, so that two runs with it never agree."""
+    if not recipe.lora.lora_dropout:
+        return recipe
+    print(
+        f"parity: lora_dropout {recipe.lora.lora_dropout} is left out, as each backend draws its own", file=sys.stderr
+    )
+    return recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"lora_dropout": 0.0})})
 
 
 def first_steps(run: Run, steps: int) -> Run:
@@ -202,7 +214,8 @@ class Recorder:
         measured = conversations[:CONVERSATIONS]
         for adapter, tensors in ((BASE, initial), (PROBE, with_random_b(initial, self.seed))):
             probe.put_adapter(tensors)
-            for number, forward in enumerate(probe.forward([one.ids for one in measured])):
+            for number, one in enumerate(measured):
+                (forward,) = probe.forward([one.ids])  # one by one: logits of a long row are large
                 stages = list(forward.hidden)
                 hidden = np.stack([forward.hidden[stage] for stage in stages])
                 length, vocabulary = forward.logits.shape
@@ -263,6 +276,5 @@ def adapter_logits(
 def _logits(
     probe: Probe, conversations: Sequence[Conversation], places: Sequence[NDArray[np.int64]]
 ) -> dict[str, NDArray[np.float32]]:
-    forwards = probe.forward([one.ids for one in conversations])
-    pairs = zip(forwards, places, strict=True)
-    return {f"{number}.logits": forward.logits[place] for number, (forward, place) in enumerate(pairs)}
+    pairs = enumerate(zip(conversations, places, strict=True))
+    return {f"{number}.logits": probe.forward([one.ids])[0].logits[place] for number, (one, place) in pairs}
