@@ -17,7 +17,7 @@ Nothing in it names a machine, a user or a folder. It does hold texts of the dat
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Bundle:
 
     folder: Path
     facts: Mapping[str, Any]
+    _read: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -64,11 +65,13 @@ class Bundle:
         return name in self.facts["sha256"]
 
     def arrays(self, group: str) -> dict[str, NDArray[Any]]:
-        """The arrays of GROUP.safetensors by name; empty if that was not recorded."""
+        """The arrays of GROUP.safetensors by name, read once; empty if that was not recorded."""
         from safetensors.numpy import load_file
 
         name = f"{group}.safetensors"
-        return load_file(self.folder / name) if self.has(name) else {}
+        if group not in self._read:
+            self._read[group] = load_file(self.folder / name) if self.has(name) else {}
+        return self._read[group]
 
     def json(self, name: str) -> Any:
         """The value of one of its JSON files."""

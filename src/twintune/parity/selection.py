@@ -15,9 +15,9 @@ from twintune.converters.rows import IGNORED, Row
 STORED_TOKENS = 1_000_000  # of all rows whose ids and labels are kept, 8 bytes each
 CANDIDATES = 64  # rows that conversations are taken from
 CONVERSATIONS = 4  # whose forward is measured
-LOGIT_NUMBERS = 2_000_000  # kept of one conversation, 4 bytes each
+LOGIT_NUMBERS = 600_000  # kept of one conversation, 4 bytes each
 HIDDEN_NUMBERS = 1_000_000
-MATRIX_NUMBERS = 8_000_000  # of all LoRA matrices that are kept whole
+MATRIX_NUMBERS = 2_000_000  # of all LoRA matrices of a kind that are kept whole
 
 
 @dataclass(frozen=True)
