@@ -40,7 +40,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class AdamW:
-    """Decoupled weight decay (Loshchilov and Hutter 2019), with bias correction, as torch.optim.AdamW."""
+    """Decoupled weight decay (Loshchilov and Hutter 2019), as torch.optim.AdamW or mindspore.nn.AdamWeightDecay."""
 
     learning_rate: float  # the schedule's peak
     weight_decay: float
@@ -48,6 +48,7 @@ class AdamW:
     adam_beta2: float
     adam_epsilon: float
     max_grad_norm: float  # global norm over all LoRA matrices, clipped before the update
+    bias_correction: bool = True  # of the moments; AdamWeightDecay has none
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_a_leaf_at_the_top_is_sent_to_its_section(recipe_file: Path) -> None:
     [
         ("lora.r=0", "lora.r must be greater than or equal to 1, got 0"),
         ("lora.lora_dropout=1.0", "lora.lora_dropout must be less than 1, got 1.0"),
-        ("train.optim=adamw", "train.optim must be 'adamw_torch', got 'adamw'"),
+        ("train.optim=adamw", "train.optim must be 'adamw_torch' or 'adam_weight_decay', got 'adamw'"),
         ("train.learning_rate=.inf", "train.learning_rate must be a finite number, got inf"),
         ("train.learning_rate=.nan", "train.learning_rate must be a finite number, got nan"),
         ("lora.target_modules=[]", "lora.target_modules must name at least one layer, got []"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from twintune.backends import Choice, Lora, Schedule, TrainJob
+from twintune.backends import AdamW, Choice, Lora, Schedule, TrainJob
 from twintune.converters.names import MODULES, biased_modules
 from twintune.models import read_model_config
 
@@ -75,12 +75,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
             **({"borders": packed_borders(job, device).value} if job.packed else {}),
         },
         "calculate_per_token_loss": True,  # the network then gives (loss sum, trained tokens)
-        "optimizer": {
-            "type": "AdamW",
-            "betas": [job.optimizer.adam_beta1, job.optimizer.adam_beta2],
-            "eps": job.optimizer.adam_epsilon,
-            "weight_decay": job.optimizer.weight_decay,
-        },
+        "optimizer": _optimizer(job.optimizer),
         "lr_schedule": _lr_schedule(job.schedule, job.optimizer.learning_rate),
         **_dataset(job, rows_per_step, device),
         "micro_batch_interleave_num": 1,
@@ -187,6 +182,14 @@ def pet_config(lora: Lora, dtype: str) -> dict[str, Any]:
         "compute_dtype": dtype,
         "target_modules": "|".join(targets),
     }
+
+
+def _optimizer(settings: AdamW) -> dict[str, Any]:
+    """MindFormers' AdamW, or MindSpore's AdamWeightDecay, which has no bias correction."""
+    shared = {"eps": settings.adam_epsilon, "weight_decay": settings.weight_decay}
+    if settings.bias_correction:
+        return {"type": "AdamW", "betas": [settings.adam_beta1, settings.adam_beta2], **shared}
+    return {"type": "AdamWeightDecay", "beta1": settings.adam_beta1, "beta2": settings.adam_beta2, **shared}
 
 
 def _lr_schedule(schedule: Schedule, learning_rate: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The training loop of the cuda backend: rows in the front end's order, one loss normaliser, AdamW."""
+"""The training loop of the cuda backend: rows in the front end's order, one loss normaliser."""
 
 import math
 import time
@@ -22,6 +22,7 @@ from twintune.backends.cuda.model import (
     load_base,
     put_on_adapter,
 )
+from twintune.backends.cuda.optimizer import make_optimizer
 from twintune.backends.cuda.packed import choose_attention, in_one_line, set_attention
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.converters.rows import Row
@@ -76,7 +77,7 @@ def optimizer_steps(job: TrainJob, model: Any) -> Iterator[Step]:
     torch.manual_seed(job.seed)
     rows = open_rows(job.rows / "rows.arrow")
     parameters = list(adapter_parameters(model).values())
-    optimizer = _adamw(job, parameters)
+    optimizer = make_optimizer(job.optimizer, parameters)
     rates = job_learning_rates(job)
     for number, micro_batches in enumerate(job.order):
         began = time.perf_counter()
@@ -100,17 +101,6 @@ def optimizer_steps(job: TrainJob, model: Any) -> Iterator[Step]:
 def job_learning_rates(job: TrainJob) -> NDArray[np.float64]:
     """The learning rate of every step of the job's schedule, float64 [max_steps]."""
     return learning_rates(job.schedule, job.optimizer.learning_rate)
-
-
-def _adamw(job: TrainJob, parameters: list[Any]) -> Any:
-    settings = job.optimizer
-    return torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-    )
 
 
 def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int) -> Any:

@@ -129,7 +129,7 @@ class TrainSection(Section):
     learning_rate: float = Field(1e-4, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
-    optim: Literal["adamw_torch"] = "adamw_torch"
+    optim: Literal["adamw_torch", "adam_weight_decay"] = "adamw_torch"
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)

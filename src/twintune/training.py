@@ -115,6 +115,7 @@ def _job(recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, devi
             adam_beta2=train.adam_beta2,
             adam_epsilon=train.adam_epsilon,
             max_grad_norm=train.max_grad_norm,
+            bias_correction=train.optim == "adamw_torch",
         ),
         schedule=Schedule(train.lr_scheduler_type, warmup_steps(train, steps), steps),
         device=device,

@@ -39,6 +39,8 @@ class Kind:
     config: dict[str, Any] = field(default_factory=dict)
     accumulation: int = 1
     packing: bool = False
+    optim: str = "adamw_torch"
+    learning_rate: float = 2e-3
 
 
 KINDS = {
@@ -47,7 +49,9 @@ KINDS = {
         "llama", {"attention_bias": True, "tie_word_embeddings": True, "num_key_value_heads": 4}
     ),
     "llama-llama3-rope": Kind("llama", {"rope_scaling": LLAMA3_ROPE}, packing=True),
-    "llama-linear-rope": Kind("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "llama-linear-rope-adam-weight-decay": Kind(
+        "llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, optim="adam_weight_decay", learning_rate=5e-4
+    ),
     "qwen2": Kind("qwen2", accumulation=3),
     "qwen2-untied-ungrouped-packed": Kind(
         "qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 4}, accumulation=3, packing=True
@@ -70,8 +74,8 @@ def write_recipe(folder: Path, kind: Kind) -> Path:
         "lora: {r: 8, lora_alpha: 16, lora_dropout: 0.0, "
         "target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}\n"
         f"train: {{per_device_train_batch_size: 2, gradient_accumulation_steps: {kind.accumulation}, "
-        f"max_steps: {STEPS}, learning_rate: 2.0e-3, warmup_ratio: 0.05, weight_decay: 0.01, max_grad_norm: 0.5, "
-        "seed: 0}\n",
+        f"max_steps: {STEPS}, learning_rate: {kind.learning_rate}, warmup_ratio: 0.05, weight_decay: 0.01, "
+        f"optim: {kind.optim}, max_grad_norm: 0.5, seed: 0}}\n",
         encoding="utf-8",
     )
     return recipe

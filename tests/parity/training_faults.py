@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.parity.fault_places import Patch, cuda
-from twintune.backends import TrainJob
+from twintune.backends import AdamW, TrainJob
 from twintune.converters.rows import Row
 
 
@@ -33,61 +33,38 @@ def shifted_once_more(_ids: Any, labels: Any) -> Any:
     return labels.roll(1, dims=1)
 
 
-def optimizer(build: Callable[[TrainJob, list[Any]], Any]) -> Callable[[Patch], None]:
+def optimizer(build: Callable[[AdamW, list[Any]], Any]) -> Callable[[Patch], None]:
     """Replace the optimizer."""
 
     def plant(patch: Patch) -> None:
         train = cuda("train")
 
-        patch.setattr(train, "_adamw", build)
+        patch.setattr(train, "make_optimizer", build)
 
     return plant
 
 
-def no_bias_correction(job: TrainJob, parameters: list[Any]) -> Any:
+def no_bias_correction(settings: AdamW, parameters: list[Any]) -> Any:
+    return cuda("optimizer").make_optimizer(replace(settings, bias_correction=False), parameters)
+
+
+def no_weight_decay(settings: AdamW, parameters: list[Any]) -> Any:
     import torch
 
-    settings = job.optimizer
-
-    class Uncorrected(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not read by mypy here
-        """mindspore.nn.AdamWeightDecay's rule."""
-
-        def __init__(self) -> None:
-            super().__init__(parameters, {"lr": settings.learning_rate})
-
-        @torch.no_grad()  # type: ignore[untyped-decorator]  # as above
-        def step(self, closure: Any = None) -> None:
-            for parameter in parameters:
-                m, v = self.state[parameter].get("moments", (0, 0))
-                m = settings.adam_beta1 * m + (1 - settings.adam_beta1) * parameter.grad
-                v = settings.adam_beta2 * v + (1 - settings.adam_beta2) * parameter.grad**2
-                self.state[parameter]["moments"] = m, v
-                update = m / (v**0.5 + settings.adam_epsilon) + settings.weight_decay * parameter
-                parameter.sub_(self.param_groups[0]["lr"] * update)
-
-    return Uncorrected()
-
-
-def no_weight_decay(job: TrainJob, parameters: list[Any]) -> Any:
-    import torch
-
-    settings = job.optimizer
     betas = (settings.adam_beta1, settings.adam_beta2)
     return torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=betas, eps=1e-8, weight_decay=0.0)
 
 
-def another_beta2(job: TrainJob, parameters: list[Any]) -> Any:
+def another_beta2(settings: AdamW, parameters: list[Any]) -> Any:
     import torch
 
-    decay = job.optimizer.weight_decay
-    return torch.optim.AdamW(parameters, lr=job.optimizer.learning_rate, betas=(0.9, 0.99), weight_decay=decay)
+    decay = settings.weight_decay
+    return torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=decay)
 
 
-def moments_forgotten(job: TrainJob, parameters: list[Any]) -> Any:
+def moments_forgotten(settings: AdamW, parameters: list[Any]) -> Any:
     """Adam that begins anew at each step."""
     import torch
-
-    settings = job.optimizer
 
     class Forgetful(torch.optim.AdamW):  # type: ignore[misc]  # torch is not read by mypy here
         def step(self, closure: Any = None) -> None:
