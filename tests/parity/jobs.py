@@ -44,13 +44,21 @@ class Kind:
 
 
 KINDS = {
-    "llama": Kind("llama", accumulation=3),
-    "llama-bias-tied-ungrouped": Kind(
-        "llama", {"attention_bias": True, "tie_word_embeddings": True, "num_key_value_heads": 4}
-    ),
-    "llama-llama3-rope": Kind("llama", {"rope_scaling": LLAMA3_ROPE}, packing=True),
     "llama-linear-rope-adam-weight-decay": Kind(
-        "llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, optim="adam_weight_decay", learning_rate=5e-4
+        "llama",
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        optim="adam_weight_decay",
+        learning_rate=5e-4,
+    ),
+    "llama-llama3-rope-bias-tied-ungrouped-packed": Kind(
+        "llama",
+        {
+            "rope_scaling": LLAMA3_ROPE,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 4,
+        },
+        packing=True,
     ),
     "qwen2": Kind("qwen2", accumulation=3),
     "qwen2-untied-ungrouped-packed": Kind(

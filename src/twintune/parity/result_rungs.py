@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twintune.converters.adapter import read_adapter
 from twintune.parity.bundle import ADAPTER, PIECES, TEXTS, Bundle, cross_group
@@ -46,13 +47,23 @@ def _missing(crossed: int) -> str:
 
 def _crossed(pair: Pair, reader: Bundle, trainer: Bundle) -> list[Measure]:
     """What `reader`'s backend computed with `trainer`'s adapter, against what `trainer`'s own did; maybe nothing."""
-    there = reader.arrays(cross_group(trainer))
-    own = trainer.arrays("run")
-    errors = [relative_largest(own[f"final.{name}"], array) for name, array in there.items() if f"final.{name}" in own]
+    there, own = reader.arrays(cross_group(trainer)), trainer.arrays("run")
+    errors = []
+    for name in there:
+        if f"final.{name}" in own:
+            mine, theirs = _shared_positions(trainer, reader, name)
+            errors.append(relative_largest(own[f"final.{name}"][mine], there[name][theirs]))
     if not errors:
         return []
     name = f"largest relative difference of logits, adapter of {trainer.name} under {reader.facts['backend']}"
     return [pair.measure(name, "cross_logits", max(errors))]
+
+
+def _shared_positions(one: Bundle, other: Bundle, name: str) -> list[NDArray[np.int64]]:
+    """Where the positions that both kept of a conversation stand in the logits of each."""
+    first, second = (bundle.arrays("forward")[f"positions.{name}"] for bundle in (one, other))
+    _, *places = np.intersect1d(first, second, return_indices=True)
+    return places
 
 
 def text_rung(number: int, pair: Pair) -> Rung:
