@@ -23,10 +23,10 @@ install() { # NAME
     touch "$stamp"
 }
 
-suite() { # NAME PYTEST-ARGUMENT...
+suite() { # RUN ENVIRONMENT PYTEST-ARGUMENT...
     # One thread: a tiny model's kernels wait for each other's threads far longer than they compute.
     OMP_NUM_THREADS=1 TWINTUNE_CACHE="$PWD/$logs/cache-$1" \
-        ".venv-test-$1/bin/python" -m pytest -o "cache_dir=.pytest_cache/$1" --durations=10 "${@:2}"
+        ".venv-test-$2/bin/python" -m pytest -o "cache_dir=.pytest_cache/$1" --durations=10 "${@:3}"
 }
 
 rm -rf "$logs"
@@ -36,16 +36,26 @@ for name in "${names[@]}"; do install "$name"; done
 failed=()
 bash scripts/check.sh .venv-test-both/bin/python || failed+=(check)
 
-echo "== tests in ${names[*]}, side by side; each prints when it has ended"
+# What compares backends takes as long as all the rest: without arguments the two run in a process each.
+compares=(tests/backends tests/parity tests/test_readme.py)
+runs=(both cuda)
+declare -A environments=([both]=both [cuda]=cuda [both-compares]=both [both-rest]=both)
+declare -A arguments=()
+if [ $# -eq 0 ]; then
+    runs=(both-compares both-rest cuda)
+    arguments=([both-compares]="${compares[*]}" [both-rest]="tests ${compares[*]/#/--ignore=}")
+fi
+echo "== tests in ${runs[*]}, side by side; each prints when it has ended"
 declare -A suites=()
-for name in "${names[@]}"; do
-    suite "$name" "$@" >"$logs/$name.log" 2>&1 </dev/null &
-    suites[$name]=$!
+for run in "${runs[@]}"; do
+    # shellcheck disable=SC2086  # several arguments in one word
+    suite "$run" "${environments[$run]}" ${arguments[$run]:-} "$@" >"$logs/$run.log" 2>&1 </dev/null &
+    suites[$run]=$!
 done
-for name in "${names[@]}"; do
-    wait "${suites[$name]}" || failed+=("tests-$name")
-    echo "== tests in $name (${extras[$name]})"
-    cat "$logs/$name.log"
+for run in "${runs[@]}"; do
+    wait "${suites[$run]}" || failed+=("tests-$run")
+    echo "== tests in $run (${extras[${environments[$run]}]})"
+    cat "$logs/$run.log"
 done
 
 if [ ${#failed[@]} -gt 0 ]; then
