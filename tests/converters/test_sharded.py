@@ -58,7 +58,7 @@ def test_what_is_written_is_read_and_safetensors_reads_it_too(tmp_path: Path, ma
     for read in (theirs, dict(read_each(read_sharded(files).items()))):
         assert read.keys() == tensors.keys()
         for name, tensor in tensors.items():
-            assert read[name].dtype == tensor.dtype
+            assert str(read[name].dtype) == str(tensor.dtype)  # MindSpore registers a bfloat16 of its own
             assert read[name].shape == tensor.shape
             assert read[name].tobytes() == tensor.tobytes()
 
