@@ -1,12 +1,39 @@
-"""Whether given LoRA matrices are those of a network: the same check for every backend."""
+"""Whether given weights are those of a network: the same checks and words for every backend."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twintune.errors import raise_collected
+
+
+def put_each(
+    parameters: Mapping[str, Any],
+    tensors: Iterable[tuple[str, NDArray[np.float32]]],
+    put: Callable[[Any, NDArray[np.float32]], None],
+) -> None:
+    """Set parameters by name, one after the other, as the tensors come.
+
+    Args:
+        parameters: the network's own; each has a shape.
+        tensors: names and values.
+        put: sets one parameter, in the dtype that it has.
+
+    Raises:
+        UserError: for every name the network has not, and every shape that differs.
+    """
+    problems = []
+    for name, tensor in tensors:
+        parameter = parameters.get(name)
+        if parameter is None:
+            problems.append(f"network: {name} must be there to take a weight, got no such parameter")
+        elif tuple(parameter.shape) != tensor.shape:
+            problems.append(f"network: {name} must be {list(tensor.shape)}, got a parameter of {list(parameter.shape)}")
+        else:
+            put(parameter, tensor)
+    raise_collected(problems)
 
 
 def check_matrices(parameters: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]], source: str) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.converters.mindspore_checkpoint import read_checkpoint, write_checkpoint
+from twintune.converters.mindformers_files import is_lora, read_mindformers
+from twintune.converters.mindspore_checkpoint import write_checkpoint
 from twintune.converters.names import LORA, peft_name
-from twintune.converters.sharded import read_sharded
 from twintune.converters.stored_tensors import StoredTensor
 from twintune.errors import UserError
 
@@ -41,11 +41,11 @@ def read_matrices(file: Path) -> Found:
     Raises:
         UserError: if the file is no whole checkpoint, or has no LoRA matrix.
     """
-    stored = _read_places(file)
+    stored = read_mindformers(file)
     names = {name: peft_name(name) for name in stored}
     matrices = {standard: stored[name].read().astype(np.float32) for name, standard in names.items() if standard}
     others = [name for name, standard in names.items() if standard is None]
-    unknown = tuple(name for name in others if _is_lora(name))
+    unknown = tuple(name for name in others if is_lora(name) and not name.startswith(OPTIMIZER))
     if not matrices and not unknown:
         raise UserError(
             f"{file}: must hold LoRA matrices (*.{', *.'.join(LORA.values())}), got {len(others)} other entries; "
@@ -65,18 +65,6 @@ def told_rank(file: Path) -> int:
     if len(ranks) != 1:
         raise UserError(f"{file}: all A must have one rank, their first size, got {sorted(ranks)}; give --pet-config")
     return ranks.pop()
-
-
-def _read_places(file: Path) -> dict[str, StoredTensor]:
-    if file.suffix == ".ckpt":
-        return read_checkpoint(file)
-    if file.suffix == ".safetensors":
-        return read_sharded([file])
-    raise UserError(f"{file}: must be a {' or '.join(FILE_KINDS)} file, got another kind")
-
-
-def _is_lora(name: str) -> bool:
-    return name.endswith(tuple(LORA.values())) and not name.startswith(OPTIMIZER)
 
 
 def _kind(name: str) -> str:

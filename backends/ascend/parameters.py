@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.backends import Lora, TrainJob
+from twintune.backends.matching import put_each
 from twintune.converters.adapter import read_adapter
 from twintune.converters.names import adapter_names, base_names
 from twintune.converters.weights import read_weights
@@ -32,16 +33,11 @@ def put_in(parameters: dict[str, Any], tensors: Iterable[tuple[str, NDArray[np.f
     Raises:
         UserError: for every name the network has not, and every shape that differs.
     """
-    problems = []
-    for name, tensor in tensors:
-        parameter = parameters.get(name)
-        if parameter is None:
-            problems.append(f"network: {name} must be there to take a weight, got no such parameter")
-        elif tuple(parameter.shape) != tensor.shape:
-            problems.append(f"network: {name} must be {list(tensor.shape)}, got a parameter of {list(parameter.shape)}")
-        else:
-            parameter.set_data(ms.Tensor(tensor).astype(parameter.dtype))
-    raise_collected(problems)
+    put_each(parameters, tensors, _set)
+
+
+def _set(parameter: Any, tensor: NDArray[np.float32]) -> None:
+    parameter.set_data(ms.Tensor(tensor).astype(parameter.dtype))
 
 
 def put_on_adapter(job: TrainJob, parameters: dict[str, Any]) -> None:

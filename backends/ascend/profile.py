@@ -4,13 +4,13 @@ Two profiles: on an NPU flash attention, fused norms, half precision and data si
 settings that MindSpore's CPU kernels allow. Only the keys in `_device_model` and `context` differ.
 """
 
-import re
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 from twintune.backends import AdamW, Choice, Lora, Schedule, TrainJob
-from twintune.converters.names import MODULES, biased_modules
+from twintune.converters.names import biased_modules
+from twintune.converters.pet_config import to_pet_config
 from twintune.models import read_model_config
 
 LENGTH_MULTIPLE = 16  # NPU matrix units work in blocks of 16
@@ -171,17 +171,7 @@ def _rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def pet_config(lora: Lora, dtype: str) -> dict[str, Any]:
     """The LoRA section: matrices in float32, whatever the base computes in."""
-    names = {theirs.split(".")[1]: ours.split(".")[1] for theirs, ours in MODULES.items()}
-    targets = [re.escape(names[module]) + "$" for module in lora.target_modules]
-    return {
-        "pet_type": "lora",
-        "lora_rank": lora.r,
-        "lora_alpha": lora.lora_alpha,
-        "lora_dropout": lora.lora_dropout,
-        "param_init_type": "float32",
-        "compute_dtype": dtype,
-        "target_modules": "|".join(targets),
-    }
+    return {**to_pet_config(lora), "param_init_type": "float32", "compute_dtype": dtype}
 
 
 def _optimizer(settings: AdamW) -> dict[str, Any]:

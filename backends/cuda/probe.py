@@ -28,9 +28,10 @@ from twintune.backends.cuda.train import (
     open_rows,
     read_row,
 )
+from twintune.backends.matching import put_each
 from twintune.converters.names import base_names
 from twintune.converters.rows import Row
-from twintune.errors import UserError, raise_collected
+from twintune.errors import UserError
 from twintune.models import read_model_config
 
 
@@ -57,18 +58,7 @@ class CudaProbe:
         Raises:
             UserError: for every name the network has not, and every shape that differs.
         """
-        parameters = base_parameters(self._model)
-        problems = []
-        for name, tensor in tensors:
-            parameter = parameters.get(name)
-            if parameter is None:
-                problems.append(f"network: {name} must be there to take a weight, got no such parameter")
-            elif tuple(parameter.shape) != tensor.shape:
-                shape = list(parameter.shape)
-                problems.append(f"network: {name} must be {list(tensor.shape)}, got a parameter of {shape}")
-            else:
-                put_in(parameter, tensor)
-        raise_collected(problems)
+        put_each(base_parameters(self._model), tensors, put_in)
 
     def adapter(self) -> dict[str, NDArray[np.float32]]:
         """Every LoRA matrix as it lies in the network, by PEFT name."""

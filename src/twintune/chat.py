@@ -40,14 +40,7 @@ class Chat:
 
     def prompt_ids(self, question: str) -> list[int]:
         """The token ids of a question, through the opening of the answer."""
-        if self.template is None:
-            encoding = self.tokenizer.encode(question, True)
-        else:
-            segments = self.template.prompt_segments([Message("human", question)])
-            special = self.template.add_special_tokens
-            encoding = encode_segments(segments, self.tokenizer, special, self.split_special_tokens)
-        ids: list[int] = encoding.ids.tolist()
-        return ids
+        return encode_question(question, self.tokenizer, self.template, self.split_special_tokens)
 
     def answer(self, questions: Sequence[str], sampling: Sampling, on_text: OnText | None = None) -> list[list[str]]:
         """`sampling.num_return_sequences` answers for each question.
@@ -101,16 +94,32 @@ def load_chat(
     rendering = None
     if name.value != RAW:
         rendering = load_template(name.value, tokenizer, system or (recipe.data.system if recipe else None))
-    stops = {tokenizer.eos_token_id}
-    if rendering is not None and rendering.stop_token_id is not None:
-        stops.add(rendering.stop_token_id)
     language_model = framework.load_model(
         folder, adapter, pad_token_id=tokenizer.pad_token_id, device=place.value, dtype=kind.value
     )
     stop_text = rendering.stop_text if rendering else None
-    generator = TextGenerator(language_model, tokenizer, sorted(stops), batch_size, stop_text)
+    generator = TextGenerator(language_model, tokenizer, stop_token_ids(tokenizer, rendering), batch_size, stop_text)
     choices = {"backend": chosen, "device": place, "dtype": kind, "template": name}
     return Chat(generator, tokenizer, rendering, choices, recipe.data.split_special_tokens if recipe else True)
+
+
+def encode_question(
+    question: str, tokenizer: Tokenizer, template: Template | None, split_special_tokens: bool
+) -> list[int]:
+    """The token ids of a question, through the opening of the answer; as it stands where there is no template."""
+    if template is None:
+        encoding = tokenizer.encode(question, True)
+    else:
+        segments = template.prompt_segments([Message("human", question)])
+        encoding = encode_segments(segments, tokenizer, template.add_special_tokens, split_special_tokens)
+    ids: list[int] = encoding.ids.tolist()
+    return ids
+
+
+def stop_token_ids(tokenizer: Tokenizer, template: Template | None) -> list[int]:
+    """The tokens that end an answer: the tokenizer's eos, and the one that closes a turn of the template."""
+    closing = template.stop_token_id if template is not None else None
+    return sorted({tokenizer.eos_token_id} | ({closing} if closing is not None else set()))
 
 
 def adapter_recipe(adapter: Path | None) -> Recipe | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twintune import __version__
+from twintune.command_arguments import DeviceFlag, Overrides, RecipeFile, recipe_with
 from twintune.errors import UserError
 from twintune.export_commands import export_app, merge
 from twintune.parity_commands import parity_app
@@ -33,14 +34,8 @@ app.add_typer(parity_app, name="parity")
 app.add_typer(export_app, name="export")
 app.command()(merge)
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values laid over the recipe's.", show_default=False),
-]
 BackendFlag = Annotated[str | None, typer.Option("--backend", help="auto, cuda or ascend.", show_default="recipe's")]
 FormatFlag = Annotated[str | None, typer.Option("--format", help="Of the records.", show_default="told by the records")]
-DeviceFlag = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or npu.", show_default="recipe's")]
 
 
 def main() -> None:
@@ -93,7 +88,7 @@ def prepare(
     from twintune.prepare import prepare as prepare_rows
     from twintune.shards import parse_shard, prepare_shard
 
-    loaded = _recipe(recipe, overrides, {"data.format": data_format})
+    loaded = recipe_with(recipe, overrides, {"data.format": data_format})
     if shard is not None:
         if output_dir is None:
             raise UserError("command line: --output-dir must be given with --shard, got nothing")
@@ -133,7 +128,7 @@ def inspect(
         for name, sentence in report_mindrecord(recipe).lines():
             print(f"{name + ':':<16}{sentence}")
         return
-    inspection = inspect_recipe(_recipe(recipe, overrides, {"data.format": data_format}), examples)
+    inspection = inspect_recipe(recipe_with(recipe, overrides, {"data.format": data_format}), examples)
     print_inspection(inspection, console)
     if html is not None:
         write_page(inspection, html)
@@ -158,7 +153,7 @@ def train(
     if output_dir is not None:
         refuse_used_folder(output_dir)
     flags = {"backend.name": backend, "backend.device": device}
-    run = decide(_recipe(recipe, overrides, flags), output_dir or Path("OUT"))
+    run = decide(recipe_with(recipe, overrides, flags), output_dir or Path("OUT"))
     for name, sentence in plan_lines(run):
         print(f"{name + ':':<22}{sentence}")
     if dry_run:
@@ -221,14 +216,6 @@ def generate(
     for name, choice in chat.choices.items():
         _print_choice(name, choice)
     write_answers(chat, questions, sampling, as_json=as_json)
-
-
-def _recipe(path: Path, overrides: list[str] | None, flags: dict[str, str | None]) -> "Recipe":
-    """The recipe with overrides and flags, by the key they set, in it; flags are the last word."""
-    from twintune.recipe import load_recipe
-
-    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
-    return load_recipe(path, [*(overrides or []), *given])
 
 
 def _print_prepared(prepared: "Prepared") -> None:

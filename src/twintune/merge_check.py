@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.backends import Backend, Choice, LanguageModel
-from twintune.converters.conversation import Message
-from twintune.converters.encoding import encode_segments
-from twintune.converters.templates import load_template
+from twintune.chat import encode_question, stop_token_ids
+from twintune.converters.templates import Template, load_template
 from twintune.converters.tokenizer import Tokenizer
 from twintune.generation import Sampling, TextGenerator
 from twintune.recipe import Recipe
@@ -88,19 +87,14 @@ class MergeCheck:
 
 def render_questions(recipe: Recipe | None, tokenizer: Tokenizer) -> Questions:
     """The questions as token ids: in the recipe's template, or as they stand where there is no recipe."""
-    if recipe is None:
-        prompts = tuple(tuple(tokenizer.encode(text, True).ids.tolist()) for text in QUESTIONS)
-        return Questions(prompts, (tokenizer.eos_token_id,), Choice("as they stand", "no recipe beside the adapter"))
-    template = load_template(recipe.data.template, tokenizer, recipe.data.system)
-    rendered = [template.prompt_segments([Message("human", text)]) for text in QUESTIONS]
-    special = template.add_special_tokens
-    encoded = [encode_segments(text, tokenizer, special, recipe.data.split_special_tokens) for text in rendered]
-    stops = {tokenizer.eos_token_id} | ({template.stop_token_id} if template.stop_token_id is not None else set())
-    return Questions(
-        tuple(tuple(encoding.ids.tolist()) for encoding in encoded),
-        tuple(sorted(stops)),
-        Choice(recipe.data.template, "from the adapter's recipe.yaml"),
-    )
+    template: Template | None = None
+    choice, split = Choice("as they stand", "no recipe beside the adapter"), True
+    if recipe is not None:
+        template = load_template(recipe.data.template, tokenizer, recipe.data.system)
+        choice = Choice(recipe.data.template, "from the adapter's recipe.yaml")
+        split = recipe.data.split_special_tokens
+    prompts = (encode_question(text, tokenizer, template, split) for text in QUESTIONS)
+    return Questions(tuple(map(tuple, prompts)), tuple(stop_token_ids(tokenizer, template)), choice)
 
 
 def check_merge(

@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from twintune.command_arguments import DeviceFlag, Overrides, RecipeFile, recipe_with
+
 if TYPE_CHECKING:
     from twintune.parity.bundle import Bundle
     from twintune.parity.record import Settings
-    from twintune.recipe import Recipe
 
 parity_app = typer.Typer(help="Show that two runs are the same job, or name what differs.", no_args_is_help=True)
 
 DIFFERENT = 1
 BACKENDS = ("cuda", "ascend")
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values laid over the recipe's.", show_default=False),
-]
 OutputFlag = Annotated[Path, typer.Option("--output", "-o", help="A new folder.")]
-DeviceFlag = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or npu.", show_default="recipe's")]
 StepsFlag = Annotated[int, typer.Option(min=1, help="Optimizer steps to train, of the whole schedule.")]
 PromptsFlag = Annotated[int, typer.Option(min=1, help="Conversations to answer.")]
 AllFlag = Annotated[bool, typer.Option("--all", help="Keep every row, position and matrix, whatever the size.")]
@@ -46,7 +41,7 @@ def run(
     from twintune.parity.record import record
 
     settings = _settings(steps, prompts, everything)
-    recipes = [_recipe(recipe, overrides, backend, None) for backend in BACKENDS]
+    recipes = [recipe_with(recipe, overrides, {"backend.name": backend}) for backend in BACKENDS]
     first = record(recipes[0], output / BACKENDS[0], settings)
     second = record(recipes[1], output / BACKENDS[1], settings, first)
     _judge(cross(recipes[0], first, second), second, output, as_json)
@@ -71,7 +66,7 @@ def record(
     from twintune.parity.record import record as record_side
 
     other = None if peer is None else open_bundle(peer)
-    loaded = _recipe(recipe, overrides, backend, device)
+    loaded = recipe_with(recipe, overrides, {"backend.name": backend, "backend.device": device})
     bundle = record_side(loaded, output, _settings(steps, prompts, everything), other)
     _print_bundle(bundle)
 
@@ -89,7 +84,8 @@ def cross(
     from twintune.parity.cross import cross as cross_load
 
     mine = open_bundle(bundle)
-    _print_bundle(cross_load(_recipe(recipe, overrides, mine.facts["backend"], device), mine, open_bundle(peer)))
+    loaded = recipe_with(recipe, overrides, {"backend.name": mine.facts["backend"], "backend.device": device})
+    _print_bundle(cross_load(loaded, mine, open_bundle(peer)))
 
 
 @parity_app.command()
@@ -109,13 +105,6 @@ def _settings(steps: int, prompts: int, everything: bool) -> "Settings":
     from twintune.parity.record import Settings
 
     return Settings(steps, prompts, everything)
-
-
-def _recipe(path: Path, overrides: list[str] | None, backend: str, device: str | None) -> "Recipe":
-    from twintune.recipe import load_recipe
-
-    flags = [f"backend.name={backend}", *([f"backend.device={device}"] if device else [])]
-    return load_recipe(path, [*(overrides or []), *flags])
 
 
 def _print_bundle(bundle: "Bundle") -> None:

@@ -126,7 +126,7 @@ def read_sealed(path: Path, remedy: str = "prepare the rows again") -> dict[str,
         value: dict[str, Any] = json.loads(text)
         seal = value.pop(SEAL)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: must be a manifest written by twintune, got: {error!r}") from None
+        raise UserError(f"{path}: must be a manifest written by twintune, got: {error!r}; {remedy}") from None
     written = json.dumps(value | {SEAL: seal}, indent=2, ensure_ascii=False) + "\n"
     if seal != sha256_json(value) or text != written:
         raise UserError(f"{path}: must be as twintune wrote it, got one that was changed; {remedy}")

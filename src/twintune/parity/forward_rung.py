@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.parity.bundle import BASE, PROBE
-from twintune.parity.pair import Pair, largest, same_rung
+from twintune.parity.pair import Pair, badness, relative_largest, same_rung
 from twintune.parity.verdict import Measure, Rung
 
 NAME = "logits"
@@ -37,7 +37,7 @@ class Stage:
     @property
     def error(self) -> float:
         """The largest difference, relative to the largest number of the first side."""
-        return largest(self.one, self.other) / self._scale
+        return relative_largest(self.one, self.other)
 
     @property
     def _scale(self) -> float:
@@ -55,7 +55,7 @@ def forward_rung(number: int, pair: Pair) -> Rung:
     measures = []
     for adapter, words in ADAPTERS.items():
         logits = (stage for stage in read_stages(pair, adapter) if stage.name == LOGITS)
-        worst = max(logits, key=lambda stage: _order(stage.error))
+        worst = max(logits, key=lambda stage: badness(stage.error))
         name = f"largest relative difference of logits {words}"
         measures.append(pair.measure(name, "logits", worst.error, _place(pair, worst)))
         if not measures[-1].holds:
@@ -72,7 +72,7 @@ def stage_errors(pair: Pair) -> dict[str, dict[str, float]]:
     for adapter, words in ADAPTERS.items():
         for stage in read_stages(pair, adapter):
             series = errors.setdefault(words, {})
-            series[stage.name] = max(series.get(stage.name, 0.0), stage.error, key=_order)
+            series[stage.name] = max(series.get(stage.name, 0.0), stage.error, key=badness)
     return errors
 
 
@@ -107,7 +107,7 @@ def first_stage(pair: Pair, adapter: str) -> Stage:
     stages = list(read_stages(pair, adapter))
     limit = pair.limits["hidden"].value
     parted = (stage for stage in stages if not stage.error <= limit and stage.name != LOGITS)
-    worst = max((stage for stage in stages if stage.name == LOGITS), key=lambda stage: _order(stage.error))
+    worst = max((stage for stage in stages if stage.name == LOGITS), key=lambda stage: badness(stage.error))
     return next(parted, worst)
 
 
@@ -177,7 +177,3 @@ def _adapter_cause(pair: Pair, first: Stage) -> str:
         "without an adapter the networks agree, and the adapter acts in another way: A and B swapped or transposed, "
         "or put on other modules (lora.target_modules)"
     )
-
-
-def _order(value: float) -> float:
-    return np.inf if np.isnan(value) else value

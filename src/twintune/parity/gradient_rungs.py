@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.parity.pair import Pair, relative_norm, same_rung
+from twintune.parity.pair import Pair, relative_norm, same_rung, worst_name
 from twintune.parity.verdict import Measure, Rung
 
 LOSSES, GRADIENTS = "losses and trained tokens", "gradients"
@@ -117,7 +117,7 @@ def gradient_rung(number: int, pair: Pair) -> Rung:
     names = sorted((one.keys() & other.keys()) - set(FACTS))
     errors = {name: relative_norm(one[name], other[name]) for name in names}
     cosines = {name: 1 - cosine(one[name], other[name]) for name in names}
-    worst, aslant = (max(each, key=lambda name: _order(each[name])) for each in (errors, cosines))
+    worst, aslant = worst_name(errors), worst_name(cosines)
     measures = (
         pair.measure("largest relative error of a gradient", "gradient", errors[worst], module(worst)),
         pair.measure("largest 1 - cosine of a gradient", "gradient_cosine", cosines[aslant], module(aslant)),
@@ -169,7 +169,3 @@ def cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
 def module(name: str) -> str:
     """A PEFT name without what every one of them has."""
     return name.removeprefix("base_model.model.model.").removesuffix(".weight")
-
-
-def _order(value: float) -> float:
-    return np.inf if np.isnan(value) else value

@@ -43,9 +43,14 @@ class Pair:
         return Measure(name, value, self.limits[limit].value, place)
 
 
-def worst(measures: list[Measure]) -> Measure:
-    """The measure that is furthest above its limit, or nearest to it; one that is no number is the worst."""
-    return max(measures, key=lambda one: np.inf if np.isnan(one.value) else one.value / (one.limit or 1.0))
+def badness(error: float) -> float:
+    """An error as it is ordered: what is no number is worse than any."""
+    return np.inf if np.isnan(error) else error
+
+
+def worst_name(errors: Mapping[str, float]) -> str:
+    """The name of the largest error."""
+    return max(errors, key=lambda name: badness(errors[name]))
 
 
 def largest(one: NDArray[Any], other: NDArray[Any]) -> float:

@@ -250,7 +250,6 @@ class Recorder:
     def _final(self, probe: Probe, final: Path, conversations: Sequence[Conversation], peer: Bundle | None) -> None:
         """Logits with the final adapter, with the other side's, and of the merged weights without one."""
         lora, tensors = read_adapter(final)
-        self.facts["final_adapter"] = describe_weights(tensors.items())
         places = [
             self._positions(len(one.ids), self.run.config["vocab_size"], LOGIT_NUMBERS, number)
             for number, one in enumerate(conversations[:CONVERSATIONS])

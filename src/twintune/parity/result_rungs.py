@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from twintune.converters.adapter import read_adapter
 from twintune.parity.bundle import ADAPTER, PIECES, TEXTS, Bundle, cross_group
 from twintune.parity.gradient_rungs import module
-from twintune.parity.pair import Pair, largest, relative_largest, same_rung
+from twintune.parity.pair import Pair, largest, relative_largest, same_rung, worst_name
 from twintune.parity.verdict import Measure, Rung
 
 FINAL, GENERATED, MERGED = "final adapter", "generated text", "merged weights"
@@ -23,7 +23,7 @@ def adapter_rung(number: int, pair: Pair) -> Rung:
         return Rung(number, FINAL, "different", "The runs have other lengths.", place="all steps", cause=cause)
     one, other = (read_adapter(bundle.folder / ADAPTER)[1] for bundle in pair.bundles)
     errors = {name: largest(one[name], other[name]) if name in other else np.inf for name in one}
-    worst = max(errors, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
+    worst = worst_name(errors)
     measures = [pair.measure("largest difference of a final LoRA matrix", "adapter", errors[worst], module(worst))]
     crossed = [*_crossed(pair, pair.first, pair.second), *_crossed(pair, pair.second, pair.first)]
     measures += crossed
@@ -81,7 +81,7 @@ def text_rung(number: int, pair: Pair) -> Rung:
         return _greedy_rung(number, pair, texts, one, other, token)
     draws = [bundle.arrays("texts") for bundle in pair.bundles]
     distances = {name: float(np.abs(array - draws[1][name]).sum()) / 2 for name, array in draws[0].items()}
-    worst = max(distances, key=lambda name: distances[name])
+    worst = worst_name(distances)
     limit = 2 * _logit_error(pair) / texts[0]["sampling"]["temperature"]
     drawn = Measure("largest total variation of a first token's shares", distances[worst], limit, _prompt(pair, worst))
     if not drawn.holds:

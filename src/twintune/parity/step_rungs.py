@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from twintune.backends import Schedule, Step
 from twintune.parity.bundle import RATES, Bundle
 from twintune.parity.gradient_rungs import cosine, module
-from twintune.parity.pair import Pair, largest, relative_norm, same_rung
+from twintune.parity.pair import Pair, largest, relative_norm, same_rung, worst_name
 from twintune.parity.verdict import Measure, Rung
 from twintune.schedule import learning_rates
 
@@ -106,7 +106,7 @@ def _update_rung(number: int, pair: Pair, rate: Measure, count: int) -> Rung:
 def _update(pair: Pair, arrays: Mapping[str, Any], errors: Mapping[str, float], kind: str, peak: float) -> Measure:
     """The worst matrix of a kind. While B is zero A has no gradient: decay alone moves it, float32 alone rounds it."""
     names = [name for name in errors if f".{kind}." in name]
-    worst = max(names, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
+    worst = worst_name({name: errors[name] for name in names})
     rounding = 4 * float(np.finfo(np.float32).eps) * max(float(np.abs(arrays[f"after.{name}"]).max()) for name in names)
     limit = pair.limits["one_step"].value if kind == "lora_B" else rounding / peak
     title = f"largest difference of a {kind} matrix after the step, in learning rates"
@@ -120,7 +120,7 @@ def _change(pair: Pair, one: Mapping[str, Any], other: Mapping[str, Any], names:
         for name in names
         if ".lora_B." in name
     }
-    worst = max(errors, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
+    worst = worst_name(errors)
     return pair.measure("largest relative error of a lora_B matrix's change", "update", errors[worst], module(worst))
 
 

@@ -10,6 +10,7 @@ import pytest
 mindspore = pytest.importorskip("mindspore", reason="the ascend extra is not installed")
 
 from tests.jobs import Recorder, make_job, write_rows
+from tests.probe_checks import check_wrong_matrices_are_named
 from tests.tiny_models import save_tiny_model
 from twintune.backends import Lora, Probe, TrainJob, load_backend
 from twintune.backends.ascend import runtime
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.slow
 
 ROWS = [list(range(3, 3 + length)) for length in (5, 16, 11)]
 LORA = Lora(4, 8, 0.0, ("q_proj", "down_proj"))
-PREFIX = "base_model.model.model.layers.0.self_attn"
 
 
 def with_b(job: TrainJob) -> TrainJob:
@@ -179,19 +179,7 @@ def test_wrong_weights_are_named(probe: Probe) -> None:
 
 
 def test_wrong_matrices_are_named(probe: Probe) -> None:
-    tensors = probe.adapter()
-    before = dict(tensors)
-    del tensors[f"{PREFIX}.q_proj.lora_A.weight"]
-    tensors["stranger"] = np.zeros(1, np.float32)
-    tensors[f"{PREFIX}.q_proj.lora_B.weight"] = tensors[f"{PREFIX}.q_proj.lora_B.weight"].T + 1
-    with pytest.raises(UserError) as caught:
-        probe.put_adapter(tensors)
-    missing, unknown, shape = caught.value.messages
-    assert f"got no {PREFIX}.q_proj.lora_A.weight" in missing
-    assert "got stranger besides" in unknown
-    assert "must have shape [64, 4], got [4, 64]" in shape
-    for name, tensor in probe.adapter().items():
-        np.testing.assert_array_equal(tensor, before[name])
+    check_wrong_matrices_are_named(probe)
 
 
 def test_a_row_longer_than_the_graph_is_refused(probe: Probe) -> None:

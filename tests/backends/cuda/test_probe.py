@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.jobs import Recorder, make_job, make_packed_job, packed_rows, random_rows, write_rows
+from tests.probe_checks import check_wrong_matrices_are_named
 from twintune.backends import Lora, Probe, TrainJob
 from twintune.backends.cuda import CudaBackend
 from twintune.converters.adapter import read_adapter, write_adapter
@@ -28,7 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 ROWS = [list(range(3, 3 + length)) for length in (5, 16, 11)]
 OUTPUT = 1e-5  # of logits and hidden states, absolute, float32
-PREFIX = "base_model.model.model.layers.0.self_attn"
 
 
 def with_b(job: TrainJob) -> TrainJob:
@@ -193,19 +193,7 @@ def test_wrong_weights_are_named(probe: Probe) -> None:
 
 
 def test_wrong_matrices_are_named(probe: Probe) -> None:
-    tensors = probe.adapter()
-    before = dict(tensors)
-    del tensors[f"{PREFIX}.q_proj.lora_A.weight"]
-    tensors["stranger"] = np.zeros(1, np.float32)
-    tensors[f"{PREFIX}.v_proj.lora_A.weight"] = tensors[f"{PREFIX}.v_proj.lora_A.weight"].T + 1
-    with pytest.raises(UserError) as caught:
-        probe.put_adapter(tensors)
-    missing, unknown, shape = caught.value.messages
-    assert f"got no {PREFIX}.q_proj.lora_A.weight" in missing
-    assert "got stranger besides" in unknown
-    assert "must have shape [4, 64], got [64, 4]" in shape
-    for name, tensor in probe.adapter().items():
-        np.testing.assert_array_equal(tensor, before[name])
+    check_wrong_matrices_are_named(probe)
 
 
 def test_rows_without_a_trained_token_are_refused(tmp_path: Path) -> None:
