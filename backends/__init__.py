@@ -4,6 +4,7 @@ The front end knows nothing of a backend but this file. Recipes stop here: a bac
 arguments (TrainJob), NumPy arrays and paths.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,12 +31,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapter's shape and strength: W + lora_alpha / r * B A."""
+    """The adapter's shape and strength: W + lora_alpha / r * B A.
+
+    Attributes:
+        modules_to_save: `embed_tokens` and `lm_head` if they are trained whole beside the matrices.
+    """
 
     r: int
     lora_alpha: float
     lora_dropout: float
     target_modules: tuple[str, ...]
+    modules_to_save: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The decoder's frozen linear layers as NF4 codes, as bitsandbytes keeps them (Dettmers et al. 2023)."""
+
+    double_quant: bool
+    block_size: int = 64
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """The loss on the validation rows after an optimizer step; 0 is before the first."""
+
+    step: int
+    loss: float  # mean over their trained tokens
+    tokens: int  # trained tokens
+    seconds: float
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss."""
+        return math.exp(self.loss)
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """One training run in plain arguments, the same for every backend.
 
@@ -87,6 +116,13 @@ class TrainJob:
         overrides: framework keys laid over what the backend generates; empty for cuda.
         packed: whether rows hold several conversations, of which none may see another.
         snapshot_steps: steps after which the adapter is also written, to output_dir/snapshots/step-N.
+        quantization: of the base's frozen linear layers; None keeps them in `dtype`.
+        gradient_checkpointing: whether a layer's activations are computed again for its gradient.
+        evaluation_steps: steps after which the validation rows are evaluated (validation.arrow, .mindrecord in `rows`).
+        evaluation_batch: rows evaluated together.
+        checkpoint_steps: steps after which a checkpoint is written, to `checkpoint(step)`; after the evaluation.
+        save_only_model: whether checkpoints leave out what resuming needs.
+        resume_from: the checkpoint to go on from; None begins with the initial adapter.
     """
 
     model: Path
@@ -105,6 +141,17 @@ class TrainJob:
     overrides: dict[str, Any]
     packed: bool = False
     snapshot_steps: tuple[int, ...] = ()
+    quantization: Quantization | None = None
+    gradient_checkpointing: bool = False
+    evaluation_steps: tuple[int, ...] = ()
+    evaluation_batch: int = 1
+    checkpoint_steps: tuple[int, ...] = ()
+    save_only_model: bool = False
+    resume_from: Path | None = None
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after a step."""
+        return self.output_dir / f"checkpoint-{step}"
 
     def snapshot(self, step: int) -> Path:
         """The folder of the adapter after a step."""
@@ -119,6 +166,12 @@ class Watcher(Protocol):
 
     def step(self, step: Step) -> None:
         """One optimizer step ended."""
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """The validation rows were evaluated."""
+
+    def saved(self, step: int) -> None:
+        """The checkpoint after a step is whole."""
 
 
 @dataclass(frozen=True)

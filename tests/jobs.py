@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow
 
 from tests.tiny_models import save_tiny_model
-from twintune.backends import AdamW, Lora, Schedule, Step, TrainJob, missing_packages
+from twintune.backends import AdamW, Evaluation, Lora, Schedule, Step, TrainJob, missing_packages
 from twintune.converters import arrow, mindrecord
 from twintune.converters.adapter import make_initial_adapter, write_adapter
 from twintune.converters.packing import pack_rows
@@ -27,12 +27,20 @@ class Recorder:
 
     texts: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    checkpoints: list[int] = field(default_factory=list)
 
     def status(self, text: str) -> None:
         self.texts.append(text)
 
     def step(self, step: Step) -> None:
         self.steps.append(step)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.evaluations.append(evaluation)
+
+    def saved(self, step: int) -> None:
+        self.checkpoints.append(step)
 
 
 def random_rows(count: int = ROWS) -> list[tuple[list[int], list[int]]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from twintune.backends import Step
+from twintune.backends import Evaluation, Step
 
 LINES = 20  # a run that is not watched on a terminal prints about so many
 
@@ -74,6 +74,18 @@ class Progress:
         if not self.console.is_terminal and (step.step % every == 0 or step.step in (1, self.steps)):
             line = f"{elapsed:7.1f} s  step {step.step}/{self.steps}  {figures}{self._left(step.step, elapsed)}"
             self.console.print(line, soft_wrap=True)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Show an evaluation."""
+        self._say(f"step {evaluation.step}: evaluation loss {evaluation.loss:.4f}, perplexity {evaluation.perplexity:.3f}")
+
+    def saved(self, step: int) -> None:
+        """Show that a checkpoint is whole."""
+        self._say(f"step {step}: checkpoint saved")
+
+    def _say(self, text: str) -> None:
+        elapsed = time.perf_counter() - self.began
+        self.console.print(f"{elapsed:7.1f} s  {text}", soft_wrap=True)
 
     def _left(self, step: int, elapsed: float) -> str:
         """The time left, from the steps after the first, which may have waited for a graph to compile."""

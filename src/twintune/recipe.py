@@ -58,6 +58,10 @@ class ModelSection(Section):
     trust_remote_code: bool = False
     pad_token: str | None = None  # None: chosen by the tokenizer rules of converters.tokens, and printed
     added_tokens: tuple[str, ...] = ()  # special tokens that the tokenizer gets, such as ChatML's turn marks
+    pad_to_multiple_of: int | None = Field(None, ge=1)  # embeddings are resized to the tokenizer, rounded up to it
+    load_in_4bit: bool = False  # the frozen linear layers of the decoder, as bitsandbytes does for QLoRA
+    bnb_4bit_quant_type: Literal["nf4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = False
 
 
 class DataFile(Section):
@@ -111,6 +115,8 @@ class LoraSection(Section):
     r: int = Field(8, ge=1)
     lora_alpha: float = Field(16, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
+    use_rslora: bool = False  # scale by lora_alpha / sqrt(r) in place of lora_alpha / r
+    modules_to_save: tuple[Literal["embed_tokens", "lm_head"], ...] = ()  # trained whole, beside the matrices
     target_modules: Annotated[tuple[TargetModule, ...], AfterValidator(_at_least_one)] = (
         "q_proj",
         "k_proj",
@@ -128,7 +134,8 @@ class TrainSection(Section):
     max_steps: int = Field(-1, ge=-1)  # optimizer steps; above 0 it replaces num_train_epochs
     learning_rate: float = Field(1e-4, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)  # of all steps, rounded up
+    warmup_steps: int = Field(0, ge=0)  # above 0 it replaces warmup_ratio
     optim: Literal["adamw_torch", "adam_weight_decay"] = "adamw_torch"
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -136,7 +143,40 @@ class TrainSection(Section):
     adam_epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
     group_by_length: bool = False  # batches of rows of like length: less padding, without packing
+    gradient_checkpointing: bool = False  # activations of a layer are computed again for its gradient
+    per_device_eval_batch_size: int = Field(8, ge=1)
+    eval_steps: int | None = Field(None, ge=1)  # evaluate every so many steps, on the rows of data.val_size
+    evals_per_epoch: int | None = Field(None, ge=1)  # in place of eval_steps
+    save_steps: int | None = Field(None, ge=1)  # a checkpoint every so many steps; the last step has one in any case
+    saves_per_epoch: int | None = Field(None, ge=1)  # in place of save_steps
+    save_total_limit: int | None = Field(None, ge=1)  # checkpoints kept: the best and the newest ones
+    save_only_model: bool = False  # checkpoints hold the adapter alone, and no run can be resumed from them
+    load_best_model_at_end: bool = False  # the adapter is that of the checkpoint with the lowest evaluation loss
+    report_to: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow"], ...] = ()
+    run_name: str | None = None  # for report_to; None: the output folder's name
     seed: int = Field(42, ge=0)
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _one_warmup(cls, steps: int, info: ValidationInfo) -> int:
+        if steps and info.data.get("warmup_ratio"):
+            raise ValueError("should be 0 where train.warmup_ratio is given")
+        return steps
+
+    @field_validator("evals_per_epoch", "saves_per_epoch")
+    @classmethod
+    def _one_rhythm(cls, times: int | None, info: ValidationInfo) -> int | None:
+        other = "eval_steps" if info.field_name == "evals_per_epoch" else "save_steps"
+        if times is not None and info.data.get(other) is not None:
+            raise ValueError(f"should be left out where train.{other} is given")
+        return times
+
+    @field_validator("load_best_model_at_end")
+    @classmethod
+    def _best_of_something(cls, best: bool, info: ValidationInfo) -> bool:
+        if best and info.data.get("eval_steps") is None and info.data.get("evals_per_epoch") is None:
+            raise ValueError("should be false where neither train.eval_steps nor train.evals_per_epoch is given")
+        return best
 
 
 class GenerateSection(Section):

@@ -24,8 +24,8 @@ def step_count(train: TrainSection, rows: int) -> int:
 
 
 def warmup_steps(train: TrainSection, steps: int) -> int:
-    """Warm-up steps, rounded up as HF's Trainer does (MindFormers would truncate)."""
-    return math.ceil(train.warmup_ratio * steps)
+    """Warm-up steps, the ratio's rounded up as HF's Trainer does (MindFormers would truncate)."""
+    return train.warmup_steps or math.ceil(train.warmup_ratio * steps)
 
 
 def row_order(

@@ -1,5 +1,6 @@
 """From a recipe to a training run: everything is chosen and checked first, then one backend does the work."""
 
+import math
 import platform
 import shutil
 import sys
@@ -14,6 +15,7 @@ from twintune.backends import (
     Backend,
     Choice,
     Lora,
+    Quantization,
     Schedule,
     TrainJob,
     choose_backend,
@@ -27,7 +29,7 @@ from twintune.models import read_model_config, resolve_model
 from twintune.prepare import find_or_prepare
 from twintune.prepared import CONVERSATIONS, Prepared
 from twintune.progress import Progress
-from twintune.recipe import Recipe
+from twintune.recipe import LoraSection, ModelSection, Recipe
 from twintune.schedule import row_order, step_count, warmup_steps
 
 FRAMEWORK_MEMORY = "the framework's own buffers come on top, with MindSpore on CPU several GiB"
@@ -107,7 +109,7 @@ def _job(recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, devi
         pad_token_id=prepared.summary.pad_token_id,
         initial_adapter=output_dir / "initial_adapter",
         output_dir=output_dir,
-        lora=Lora(**recipe.lora.model_dump()),
+        lora=seam_lora(recipe.lora),
         optimizer=AdamW(
             learning_rate=train.learning_rate,
             weight_decay=train.weight_decay,
@@ -122,7 +124,20 @@ def _job(recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, devi
         dtype=dtype,
         seed=train.seed,
         overrides=recipe.backend.ascend.overrides,
+        quantization=seam_quantization(recipe.model),
+        gradient_checkpointing=train.gradient_checkpointing,
     )
+
+
+def seam_lora(lora: LoraSection) -> Lora:
+    """The adapter in plain arguments: use_rslora becomes the lora_alpha with which lora_alpha / r is its scale."""
+    alpha = lora.lora_alpha * math.sqrt(lora.r) if lora.use_rslora else lora.lora_alpha
+    return Lora(lora.r, alpha, lora.lora_dropout, lora.target_modules, lora.modules_to_save)
+
+
+def seam_quantization(model: ModelSection) -> Quantization | None:
+    """How the base is quantized, None where it is not."""
+    return Quantization(model.bnb_4bit_use_double_quant) if model.load_in_4bit else None
 
 
 def run_training(run: Run) -> None:
