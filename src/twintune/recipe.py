@@ -189,6 +189,22 @@ class GenerateSection(Section):
     seed: int = Field(0, ge=0)
 
 
+def _as_paths(value: Any) -> Any:
+    """One path, or a list of them."""
+    return [str(value)] if isinstance(value, str | Path) else value
+
+
+class EvaluateSection(Section):
+    """Which questions `twintune evaluate` asks, and what counts as an answer."""
+
+    test: Annotated[tuple[str, ...], BeforeValidator(_as_paths)] = ()  # files, folders, globs; none: data.val_size's
+    format: FormatName = "auto"
+    answer: Literal["auto", "number", "choice"] = "auto"  # auto: told by each gold answer
+    limit: int | None = Field(None, ge=1)  # of questions, from the first; None: all
+    vote: int = Field(1, ge=1)  # answers drawn for each question; the most frequent one counts
+    retries: int = Field(0, ge=0)  # times a question without any answer is asked again, with new seeds
+
+
 class AscendSection(Section):
     """What only MindFormers knows: keys of its YAML, laid over the generated one."""
 
@@ -212,6 +228,7 @@ class Recipe(Section):
     lora: LoraSection = LoraSection()
     train: TrainSection = TrainSection()
     generate: GenerateSection = GenerateSection()
+    evaluate: EvaluateSection = EvaluateSection()
     backend: BackendSection = BackendSection()
 
     def save(self, path: Path) -> None:
@@ -308,10 +325,12 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
         for file in recipe.data.train
     ]
     data = recipe.data.model_copy(update={"train": tuple(files)})
+    tests = tuple(os.path.normpath(folder / Path(path).expanduser()) for path in recipe.evaluate.test)
+    evaluate = recipe.evaluate.model_copy(update={"test": tests})
     name = recipe.model.name_or_path
     candidate = (folder / Path(name).expanduser()).resolve()
     looks_like_path = name.startswith((".", "/", "~"))
     model = recipe.model
     if looks_like_path or candidate.is_dir():
         model = model.model_copy(update={"name_or_path": str(candidate)})
-    return recipe.model_copy(update={"data": data, "model": model})
+    return recipe.model_copy(update={"data": data, "model": model, "evaluate": evaluate})
