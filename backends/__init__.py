@@ -97,7 +97,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """e to the loss."""
+        """The exponential of the loss."""
         return math.exp(self.loss)
 
 

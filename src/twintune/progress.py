@@ -77,7 +77,8 @@ class Progress:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Show an evaluation."""
-        self._say(f"step {evaluation.step}: evaluation loss {evaluation.loss:.4f}, perplexity {evaluation.perplexity:.3f}")
+        figures = f"evaluation loss {evaluation.loss:.4f}, perplexity {evaluation.perplexity:.3f}"
+        self._say(f"step {evaluation.step}: {figures}")
 
     def saved(self, step: int) -> None:
         """Show that a checkpoint is whole."""
