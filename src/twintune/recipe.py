@@ -39,7 +39,11 @@ FormatName = Literal[
     "math23k",
     "cmath",
 ]
-TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TargetModule = Literal[
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",  # llama, qwen2, mistral
+    "dense", "fc1", "fc2",  # phi, with q_proj, k_proj, v_proj
+    "Wqkv", "out_proj",  # as Phi-2's remote code had them
+]  # fmt: skip
 BackendName = Literal["auto", "cuda", "ascend"]
 DeviceName = Literal["auto", "cpu", "cuda", "npu"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -205,6 +209,30 @@ class EvaluateSection(Section):
     retries: int = Field(0, ge=0)  # times a question without any answer is asked again, with new seeds
 
 
+class ReasoningSection(Section):
+    """Who writes the reasoning of a contest's questions: an OpenAI-compatible endpoint, or a local model."""
+
+    input: Annotated[tuple[str, ...], BeforeValidator(_as_paths)] = ()  # files, folders, globs; none: data.train's
+    model: str | None = None  # the endpoint's name for it; without base_url as model.name_or_path
+    base_url: str | None = None  # of the endpoint, such as https://api.openai.com/v1; None: a local model
+    api_key_env: str | None = None  # the environment variable that holds the key, which is written nowhere
+    prompt: str | None = None  # a jinja text of problem, question, options and answer; None: in Chinese, without answer
+    temperature: float = Field(0.7, ge=0)
+    max_new_tokens: int = Field(1024, ge=1)
+    max_attempts: int = Field(3, ge=1)  # answers asked for until one ends in the gold answer
+    require_gold: bool = True  # else a question whose answers all end otherwise is kept without reasoning
+    max_concurrency: int = Field(4, ge=1)  # requests, or answers that a local model decodes together
+    max_retries: int = Field(5, ge=0)  # of a request that got no usable answer
+    timeout: float = Field(120.0, gt=0)  # seconds of one request
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_endpoint(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
+            raise ValueError("should be http:// or https:// with a host and perhaps a path, without name and password")
+        return url
+
+
 class AscendSection(Section):
     """What only MindFormers knows: keys of its YAML, laid over the generated one."""
 
@@ -229,6 +257,7 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     generate: GenerateSection = GenerateSection()
     evaluate: EvaluateSection = EvaluateSection()
+    reasoning: ReasoningSection = ReasoningSection()
     backend: BackendSection = BackendSection()
 
     def save(self, path: Path) -> None:
@@ -325,12 +354,25 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
         for file in recipe.data.train
     ]
     data = recipe.data.model_copy(update={"train": tuple(files)})
-    tests = tuple(os.path.normpath(folder / Path(path).expanduser()) for path in recipe.evaluate.test)
+    tests = _absolute(recipe.evaluate.test, folder)
     evaluate = recipe.evaluate.model_copy(update={"test": tests})
-    name = recipe.model.name_or_path
+    reasoning = _resolve_reasoning(recipe.reasoning, folder)
+    model = recipe.model.model_copy(update={"name_or_path": _resolve_model_name(recipe.model.name_or_path, folder)})
+    return recipe.model_copy(update={"data": data, "model": model, "evaluate": evaluate, "reasoning": reasoning})
+
+
+def _resolve_reasoning(reasoning: ReasoningSection, folder: Path) -> ReasoningSection:
+    model = reasoning.model
+    if model is not None and reasoning.base_url is None:
+        model = _resolve_model_name(model, folder)
+    return reasoning.model_copy(update={"input": _absolute(reasoning.input, folder), "model": model})
+
+
+def _absolute(paths: Sequence[str], folder: Path) -> tuple[str, ...]:
+    return tuple(os.path.normpath(folder / Path(path).expanduser()) for path in paths)
+
+
+def _resolve_model_name(name: str, folder: Path) -> str:
     candidate = (folder / Path(name).expanduser()).resolve()
     looks_like_path = name.startswith((".", "/", "~"))
-    model = recipe.model
-    if looks_like_path or candidate.is_dir():
-        model = model.model_copy(update={"name_or_path": str(candidate)})
-    return recipe.model_copy(update={"data": data, "model": model, "evaluate": evaluate})
+    return str(candidate) if looks_like_path or candidate.is_dir() else name
