@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, NamedTuple
 
 from twintune.converters.conversation import Message
 from twintune.converters.faults import shown
@@ -13,22 +13,48 @@ ANSWER = "答案是:"
 REASONING = ("reasoning", "analysis")
 
 
-def read_logic_contest(record: Mapping[str, Any], layout: Layout, problems: list[str]) -> list[Turns]:
-    """One conversation a question: the problem, the question and its lettered options, then the answer's letter.
+class ContestQuestion(NamedTuple):
+    """One multiple-choice question about a problem.
 
-    Where a question has a reasoning text, that is the answer, and the letter stands in a last line.
+    Attributes:
+        options: by letter.
+        answer: the letter of the right one.
+        reasoning: what leads to it; empty where the record has none.
     """
+
+    problem: str
+    question: str
+    options: dict[str, str]
+    answer: str
+    reasoning: str
+
+    @property
+    def turns(self) -> Turns:
+        """The problem and the question, each under its heading; then the reasoning, and the letter in a last line."""
+        options = (f"{letter}. {option}" for letter, option in self.options.items())
+        asked = "\n".join((f"题目:\n{self.problem}\n\n问题:\n{self.question}", *options))
+        told = f"{self.reasoning}\n{ANSWER}{self.answer}" if self.reasoning else f"{ANSWER}{self.answer}"
+        return Message("human", asked), Message("assistant", told)
+
+
+def contest_questions(record: Mapping[str, Any], problems: list[str]) -> list[ContestQuestion]:
+    """The questions of a logic contest's record; what is wrong with it is added to `problems`, a sentence each."""
     problem = required_text(record, "problem", problems)
     questions = record.get("questions")
     if not isinstance(questions, list) or not questions:
         problems.append(f"questions must be a list that is not empty, got {shown(questions)}")
         return []
-    conversations = []
+    read = []
     for number, question in enumerate(questions, 1):
         wrong: list[str] = []
-        conversations.append(_question(problem, question, wrong))
+        read.append(_question(problem, question, wrong))
         problems.extend(f"question {number}: {sentence}" for sentence in wrong)
-    return conversations
+    return read
+
+
+def read_logic_contest(record: Mapping[str, Any], layout: Layout, problems: list[str]) -> list[Turns]:
+    """One conversation a question: see ContestQuestion.turns."""
+    return [question.turns for question in contest_questions(record, problems)]
 
 
 def read_math23k(record: Mapping[str, Any], layout: Layout, problems: list[str]) -> list[Turns]:
@@ -37,19 +63,17 @@ def read_math23k(record: Mapping[str, Any], layout: Layout, problems: list[str])
     return [(Message("human", text), Message("assistant", f"{equation}\n{ANSWER}{answer}"))]
 
 
-def _question(problem: str, question: Any, problems: list[str]) -> Turns:
+def _question(problem: str, question: Any, problems: list[str]) -> ContestQuestion:
     if not isinstance(question, dict):
         problems.append(f"a question must be a JSON object with question, options and answer, got {shown(question)}")
-        return ()
+        return ContestQuestion(problem, "", {}, "", "")
     text = required_text(question, "question", problems)
     options = _options(question, problems)
     letter = required_text(question, "answer", problems)
     if letter and options and letter not in options:
         problems.append(f"answer must be one of {', '.join(options)}, got {shown(letter)}")
     reasons = [reason for key in REASONING if (reason := optional_text(question, key, problems))]
-    asked = "\n".join((f"{problem}\n", text, *(f"{name}. {option}" for name, option in options.items())))
-    told = "\n".join((*reasons, f"{ANSWER}{letter}")) if reasons else letter
-    return Message("human", asked), Message("assistant", told)
+    return ContestQuestion(problem, text, options, letter, "\n".join(reasons))
 
 
 def _options(question: Mapping[str, Any], problems: list[str]) -> dict[str, str]:

@@ -111,8 +111,11 @@ def test_a_logic_problem_gives_one_conversation_a_question() -> None:
     record = {"problem": "p", "questions": questions, "id": "round1_000"}
     one, two = detect_format(NOWHERE, [record]).conversations(record, "1")
     assert (one.id, two.id) == ("round1_000-1", "round1_000-2")
-    assert one.messages == (Message("human", "p\n\nfirst?\nA. x\nB. y"), Message("assistant", "B"))
-    assert two.messages[0].text == "p\n\nsecond?\nA. x\nB. y\nC. z"
+    assert one.messages == (
+        Message("human", "题目:\np\n\n问题:\nfirst?\nA. x\nB. y"),
+        Message("assistant", "答案是:B"),
+    )
+    assert two.messages[0].text == "题目:\np\n\n问题:\nsecond?\nA. x\nB. y\nC. z"
     assert two.messages[1].text == "因为\n答案是:C"
 
 
