@@ -273,6 +273,9 @@ class Backend(Protocol):
     def open_probe(self, job: TrainJob) -> Probe:
         """The network of a job with its initial adapter on it."""
 
+    def peak_memory(self, device: str) -> int | None:
+        """Bytes that the framework took on a device at most so far; None on a CPU, where the process' own count."""
+
 
 def missing_packages(name: Name) -> list[str]:
     """The packages of a backend that are not installed, without importing any."""

@@ -57,6 +57,9 @@ class FakeBackend:
     def open_probe(self, job: TrainJob) -> "FakeProbe":
         return FakeProbe(job)
 
+    def peak_memory(self, device: str) -> int | None:
+        return None if device == "cpu" else 7 * 2**30
+
     def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         return [always(len(row)) for row in rows]
 

@@ -65,3 +65,9 @@ class AscendBackend:
         from twintune.backends.ascend.probe import AscendProbe
 
         return AscendProbe(job)
+
+    def peak_memory(self, device: str) -> int | None:
+        """Bytes of tensors on the NPU at most so far; None on a CPU."""
+        import mindspore
+
+        return None if device == "cpu" else int(mindspore.runtime.max_memory_allocated())

@@ -54,3 +54,9 @@ class CudaBackend:
         from twintune.backends.cuda.probe import CudaProbe
 
         return CudaProbe(job)
+
+    def peak_memory(self, device: str) -> int | None:
+        """Bytes of tensors on the GPU at most so far; None on a CPU."""
+        import torch
+
+        return None if device == "cpu" else int(torch.cuda.max_memory_allocated())

@@ -1,7 +1,7 @@
 """Questions to answers: a model, its adapter and its template, loaded once, on any backend."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +15,7 @@ from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError
 from twintune.generation import OnText, Sampling, TextGenerator
 from twintune.models import resolve_model
-from twintune.recipe import DeviceName, DtypeName, ModelSection, Recipe, load_recipe
+from twintune.recipe import DeviceName, DtypeName, GenerateSection, ModelSection, Recipe, load_recipe
 
 RAW = "none"
 
@@ -127,6 +127,11 @@ def adapter_recipe(adapter: Path | None) -> Recipe | None:
     if adapter is None or not (adapter / "recipe.yaml").is_file():
         return None
     return load_recipe(adapter / "recipe.yaml")
+
+
+def recipe_sampling(section: GenerateSection) -> Sampling:
+    """How a recipe picks tokens."""
+    return Sampling(**section.model_dump(include={field.name for field in fields(Sampling)}))
 
 
 def _require_known(flag: str, asked: str, names: Sequence[str]) -> None:

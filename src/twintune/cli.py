@@ -5,8 +5,9 @@ answers at once.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -235,13 +236,13 @@ def _print_prepared(prepared: "Prepared") -> None:
     _print_choice("pad token", summary.pad_token)
 
 
-def _sampling(recipe: "Recipe | None", given: dict[str, int | float | None], num_return_sequences: int) -> "Sampling":
-    from twintune.generation import Sampling
+def _sampling(recipe: "Recipe | None", given: dict[str, Any], num_return_sequences: int) -> "Sampling":
+    from twintune.chat import recipe_sampling
     from twintune.recipe import GenerateSection
 
-    values = (recipe.generate if recipe else GenerateSection()).model_dump()
-    values |= {name: value for name, value in given.items() if value is not None}
-    return Sampling(**values, num_return_sequences=num_return_sequences)
+    values = {name: value for name, value in given.items() if value is not None}
+    sampling = recipe_sampling(recipe.generate if recipe else GenerateSection())
+    return replace(sampling, **values, num_return_sequences=num_return_sequences)
 
 
 def _print_choice(name: str, choice: "Choice") -> None:

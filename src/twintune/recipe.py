@@ -191,6 +191,8 @@ class GenerateSection(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)  # 0: no limit
     seed: int = Field(0, ge=0)
+    sample_prompts: tuple[str, ...] = ()  # answered before and after training in report.md; none: data.val_size's
+    num_samples: int = Field(3, ge=0)  # of validation records, where there are no sample_prompts
 
 
 def _as_paths(value: Any) -> Any:
