@@ -7,7 +7,7 @@ arguments (TrainJob), NumPy arrays and paths.
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +18,21 @@ from numpy.typing import NDArray
 from twintune.errors import UserError
 
 Name = Literal["cuda", "ascend"]
+OptimizerName = Literal[
+    "adamw_torch", "adam_weight_decay", "sgd", "lion_32bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"
+]
+ScheduleName = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+    "constant",
+    "constant_with_warmup",
+]
 FRAMEWORK = {"cuda": ("torch", "peft"), "ascend": ("mindspore", "mindformers")}
 
 
@@ -53,25 +68,31 @@ class Quantization:
 
 
 @dataclass(frozen=True)
-class AdamW:
-    """Decoupled weight decay (Loshchilov and Hutter 2019), as torch.optim.AdamW or mindspore.nn.AdamWeightDecay."""
+class Optimizer:
+    """How gradients move the weights: see twintune.optimizers for the formula of each name."""
 
     learning_rate: float  # the schedule's peak
     weight_decay: float
-    adam_beta1: float
+    adam_beta1: float  # of Lion too
     adam_beta2: float
     adam_epsilon: float
-    max_grad_norm: float  # global norm over all LoRA matrices, clipped before the update
-    bias_correction: bool = True  # of the moments; AdamWeightDecay has none
+    max_grad_norm: float  # global norm over all trained parameters, clipped before the update
+    optim: OptimizerName = "adamw_torch"
+    sgd_momentum: float = 0.0
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate by optimizer step: see twintune.schedule.learning_rates for the formula."""
+    """The learning rate by optimizer step: see twintune.schedule.learning_rates for the formula.
 
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    Attributes:
+        lr_scheduler_kwargs: the numbers of that type, all of them: see twintune.schedule_settings.
+    """
+
+    lr_scheduler_type: ScheduleName
     warmup_steps: int
     max_steps: int
+    lr_scheduler_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,7 +154,7 @@ class TrainJob:
     initial_adapter: Path
     output_dir: Path
     lora: Lora
-    optimizer: AdamW
+    optimizer: Optimizer
     schedule: Schedule
     device: str
     dtype: str

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import AdamW, Lora, Schedule, Step, TrainJob, load_backend, missing_packages
+from twintune.backends import Lora, Optimizer, Schedule, Step, TrainJob, load_backend, missing_packages
 from twintune.converters import arrow, mindrecord
 from twintune.converters.adapter import make_initial_adapter, write_adapter
 from twintune.converters.packing import pack_rows
@@ -140,7 +140,7 @@ def make_jobs(folder: Path, rows: Sequence[Row], arguments: argparse.Namespace) 
                 initial_adapter=folder / "initial",
                 output_dir=folder,
                 lora=lora,
-                optimizer=AdamW(1e-4, 0.0, 0.9, 0.999, 1e-8, 1.0),
+                optimizer=Optimizer(1e-4, 0.0, 0.9, 0.999, 1e-8, 1.0),
                 schedule=Schedule("constant", 0, steps),
                 device="cpu",
                 dtype="float32",

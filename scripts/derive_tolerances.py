@@ -29,10 +29,10 @@ from safetensors.numpy import save_file
 
 from twintune.artifacts import write_json
 from twintune.backends import (
-    AdamW,
     Choice,
     Forward,
     Lora,
+    Optimizer,
     Probe,
     Schedule,
     Step,
@@ -153,7 +153,7 @@ def make_job(folder: Path, setting: tuple[int, int, float], dtype: str, seed: in
         initial_adapter=folder / "initial",
         output_dir=folder / "run",
         lora=LORA,
-        optimizer=AdamW(rate, 0.01, 0.9, 0.999, 1e-8, 1.0),
+        optimizer=Optimizer(rate, 0.01, 0.9, 0.999, 1e-8, 1.0),
         schedule=Schedule("cosine", 3, STEPS),
         device="cpu",
         dtype=dtype,

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow
 
 from tests.tiny_models import save_tiny_model
-from twintune.backends import AdamW, Evaluation, Lora, Schedule, Step, TrainJob, missing_packages
+from twintune.backends import Evaluation, Lora, Optimizer, Schedule, Step, TrainJob, missing_packages
 from twintune.converters import arrow, mindrecord
 from twintune.converters.adapter import make_initial_adapter, write_adapter
 from twintune.converters.packing import pack_rows
@@ -118,7 +118,7 @@ def make_job(
         "pad_token_id": 0,
         "initial_adapter": initial,
         "output_dir": folder / "run",
-        "optimizer": AdamW(1e-2, 0.01, 0.9, 0.999, 1e-8, 1.0),
+        "optimizer": Optimizer(1e-2, 0.01, 0.9, 0.999, 1e-8, 1.0),
         "schedule": Schedule("cosine", 3, steps),
         "device": "cpu",
         "dtype": "float32",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from twintune.backends import AdamW, Choice, Lora, Schedule, TrainJob
+from twintune.backends import Choice, Lora, Optimizer, Schedule, TrainJob
 from twintune.converters.names import biased_modules
 from twintune.converters.pet_config import to_pet_config
 from twintune.models import read_model_config
@@ -174,10 +174,10 @@ def pet_config(lora: Lora, dtype: str) -> dict[str, Any]:
     return {**to_pet_config(lora), "param_init_type": "float32", "compute_dtype": dtype}
 
 
-def _optimizer(settings: AdamW) -> dict[str, Any]:
+def _optimizer(settings: Optimizer) -> dict[str, Any]:
     """MindFormers' AdamW, or MindSpore's AdamWeightDecay, which has no bias correction."""
     shared = {"eps": settings.adam_epsilon, "weight_decay": settings.weight_decay}
-    if settings.bias_correction:
+    if settings.optim == "adamw_torch":
         return {"type": "AdamW", "betas": [settings.adam_beta1, settings.adam_beta2], **shared}
     return {"type": "AdamWeightDecay", "beta1": settings.adam_beta1, "beta2": settings.adam_beta2, **shared}
 

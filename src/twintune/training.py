@@ -11,10 +11,10 @@ from typing import Any
 
 from twintune.artifacts import MANIFEST, refuse_used_folder, sha256_file, write_json
 from twintune.backends import (
-    AdamW,
     Backend,
     Choice,
     Lora,
+    Optimizer,
     Quantization,
     Schedule,
     TrainJob,
@@ -110,14 +110,14 @@ def _job(recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, devi
         initial_adapter=output_dir / "initial_adapter",
         output_dir=output_dir,
         lora=seam_lora(recipe.lora),
-        optimizer=AdamW(
+        optimizer=Optimizer(
             learning_rate=train.learning_rate,
             weight_decay=train.weight_decay,
             adam_beta1=train.adam_beta1,
             adam_beta2=train.adam_beta2,
             adam_epsilon=train.adam_epsilon,
             max_grad_norm=train.max_grad_norm,
-            bias_correction=train.optim == "adamw_torch",
+            optim=train.optim,
         ),
         schedule=Schedule(train.lr_scheduler_type, warmup_steps(train, steps), steps),
         device=device,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.parity.fault_places import Patch, cuda
-from twintune.backends import AdamW, TrainJob
+from twintune.backends import Optimizer, TrainJob
 from twintune.converters.rows import Row
 
 
@@ -33,7 +33,7 @@ def shifted_once_more(_ids: Any, labels: Any) -> Any:
     return labels.roll(1, dims=1)
 
 
-def optimizer(build: Callable[[AdamW, list[Any]], Any]) -> Callable[[Patch], None]:
+def optimizer(build: Callable[[Optimizer, list[Any]], Any]) -> Callable[[Patch], None]:
     """Replace the optimizer."""
 
     def plant(patch: Patch) -> None:
@@ -44,25 +44,25 @@ def optimizer(build: Callable[[AdamW, list[Any]], Any]) -> Callable[[Patch], Non
     return plant
 
 
-def no_bias_correction(settings: AdamW, parameters: list[Any]) -> Any:
-    return cuda("optimizer").make_optimizer(replace(settings, bias_correction=False), parameters)
+def no_bias_correction(settings: Optimizer, parameters: list[Any]) -> Any:
+    return cuda("optimizer").make_optimizer(replace(settings, optim="adam_weight_decay"), parameters)
 
 
-def no_weight_decay(settings: AdamW, parameters: list[Any]) -> Any:
+def no_weight_decay(settings: Optimizer, parameters: list[Any]) -> Any:
     import torch
 
     betas = (settings.adam_beta1, settings.adam_beta2)
     return torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=betas, eps=1e-8, weight_decay=0.0)
 
 
-def another_beta2(settings: AdamW, parameters: list[Any]) -> Any:
+def another_beta2(settings: Optimizer, parameters: list[Any]) -> Any:
     import torch
 
     decay = settings.weight_decay
     return torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=decay)
 
 
-def moments_forgotten(settings: AdamW, parameters: list[Any]) -> Any:
+def moments_forgotten(settings: Optimizer, parameters: list[Any]) -> Any:
     """Adam that begins anew at each step."""
     import torch
 

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the cuda backend's framework")
 
-from twintune.backends import AdamW
+from twintune.backends import Optimizer
 from twintune.backends.cuda.optimizer import make_optimizer
 
 STEPS = 20
@@ -15,7 +15,9 @@ TOLERANCE = 1e-6  # relative, float32 against float64
 @pytest.mark.parametrize("bias_correction", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_updates_are_those_of_the_formula(bias_correction: bool, weight_decay: float) -> None:
-    settings = AdamW(1e-2, weight_decay, 0.9, 0.99, 1e-6, 1.0, bias_correction)
+    settings = Optimizer(
+        1e-2, weight_decay, 0.9, 0.99, 1e-6, 1.0, "adamw_torch" if bias_correction else "adam_weight_decay"
+    )
     draw = np.random.default_rng(0)
     w = draw.normal(size=(5, 3))
     parameter = torch.nn.Parameter(torch.tensor(w, dtype=torch.float32))

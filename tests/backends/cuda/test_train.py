@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, get_scheduler
 
 from tests.jobs import Recorder, make_job, random_rows, write_rows
 from tests.tiny_models import save_tiny_model
-from twintune.backends import AdamW, Lora, Schedule, TrainJob
+from twintune.backends import Lora, Optimizer, Schedule, TrainJob
 from twintune.backends.cuda import CudaBackend
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.errors import UserError
@@ -104,7 +104,7 @@ def test_training_equals_the_plain_loop(tmp_path: Path, family: str, accumulatio
 
 
 def test_the_gradient_norm_is_clipped(tmp_path: Path) -> None:
-    job = make_job(tmp_path, optimizer=AdamW(1e-2, 0.0, 0.9, 0.999, 1e-8, max_grad_norm=0.05))
+    job = make_job(tmp_path, optimizer=Optimizer(1e-2, 0.0, 0.9, 0.999, 1e-8, max_grad_norm=0.05))
     recorder, adapter = run(job)
     log, expected = reference_run(job)
     assert min(norm for _, norm, _ in log) > 0.05  # every step is clipped
@@ -164,7 +164,9 @@ def test_peft_loads_the_adapter(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_step_and_rows(tmp_path: Path) -> None:
-    job = make_job(tmp_path, optimizer=AdamW(1e30, 0.0, 0.9, 0.999, 1e-8, 1.0), schedule=Schedule("constant", 0, 20))
+    job = make_job(
+        tmp_path, optimizer=Optimizer(1e30, 0.0, 0.9, 0.999, 1e-8, 1.0), schedule=Schedule("constant", 0, 20)
+    )
     first, second = job.order[1, 0]
     with pytest.raises(UserError, match=rf"step 2 \(rows {first}, {second}\) must have a finite loss"):
         run(job)
