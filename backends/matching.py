@@ -36,20 +36,25 @@ def put_each(
     raise_collected(problems)
 
 
-def check_matrices(parameters: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]], source: str) -> None:
+def check_matrices(
+    parameters: Mapping[str, Any],
+    tensors: Mapping[str, NDArray[np.float32]],
+    source: str,
+    rule: str = "the adapter must have the matrices of the model and lora.target_modules",
+) -> None:
     """Compare names and shapes.
 
     Args:
         parameters: the network's own by PEFT name; each has a shape.
         tensors: what is to be put in, by PEFT name.
         source: where the tensors come from; it opens each message.
+        rule: what must hold.
 
     Raises:
         UserError: for every name or shape in which the two differ.
     """
-    rule = f"{source}: the adapter must have the matrices of the model and lora.target_modules"
-    problems = [f"{rule}, got no {name}" for name in sorted(parameters.keys() - tensors.keys())]
-    problems += [f"{rule}, got {name} besides" for name in sorted(tensors.keys() - parameters.keys())]
+    problems = [f"{source}: {rule}, got no {name}" for name in sorted(parameters.keys() - tensors.keys())]
+    problems += [f"{source}: {rule}, got {name} besides" for name in sorted(tensors.keys() - parameters.keys())]
     for name in sorted(parameters.keys() & tensors.keys()):
         wanted, given = list(parameters[name].shape), list(tensors[name].shape)
         if wanted != given:

@@ -8,12 +8,13 @@ import pyarrow
 import pytest
 
 from tests.tiny_tokenizers import save_sentencepiece_model
+from twintune.artifacts import read_sealed, write_sealed
 from twintune.backends import missing_packages
 from twintune.converters import arrow, mindrecord
 from twintune.errors import UserError
 from twintune.origin import load_origin
 from twintune.prepare import find_or_prepare, prepare
-from twintune.prepared import open_prepared, read_sealed, write_sealed
+from twintune.prepared import open_prepared
 from twintune.recipe import Recipe, load_recipe
 
 RECORDS = [

@@ -59,6 +59,14 @@ def _from_pretrained(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
     return model, report
 
 
+def recompute_activations(base: Any) -> None:
+    """Keep no activations inside a decoder layer: they are computed again for its gradient."""
+    if hasattr(base, "activation_checkpointing_enable"):  # transformers 5's name
+        base.activation_checkpointing_enable()
+    else:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 def put_on_adapter(base: Any, lora: Lora, tensors: Mapping[str, NDArray[np.float32]], source: Path) -> Any:
     """Wrap a base model with PEFT's LoRA and set its matrices, float32 by PEFT file name.
 

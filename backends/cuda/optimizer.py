@@ -1,14 +1,20 @@
 """The optimizers of the cuda backend: torch's AdamW, and MindSpore's AdamWeightDecay, which torch has not."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from twintune.backends import AdamW
+from twintune.backends import Optimizer
+from twintune.backends.matching import check_matrices
+from twintune.converters.training_state import TrainingState
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names
 
 
-def make_optimizer(settings: AdamW, parameters: list[Any]) -> Any:
+def make_optimizer(settings: Optimizer, parameters: list[Any]) -> Any:
     """The optimizer that the settings describe, over float32 parameters."""
     options: dict[str, Any] = {
         "lr": settings.learning_rate,
@@ -16,7 +22,30 @@ def make_optimizer(settings: AdamW, parameters: list[Any]) -> Any:
         "eps": settings.adam_epsilon,
         "weight_decay": settings.weight_decay,
     }
-    return (torch.optim.AdamW if settings.bias_correction else AdamWeightDecay)(parameters, **options)
+    return (torch.optim.AdamW if settings.optim == "adamw_torch" else AdamWeightDecay)(parameters, **options)
+
+
+def optimizer_state(optimizer: Any, parameters: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    """The moments of every parameter, float32 by `MOMENT.NAME`; `parameters` by PEFT name."""
+    return {
+        f"{moment}.{name}": optimizer.state[parameter][moment].cpu().numpy().copy()
+        for name, parameter in parameters.items()
+        for moment in MOMENTS
+    }
+
+
+def put_in_state(optimizer: Any, parameters: Mapping[str, Any], state: TrainingState, source: str) -> None:
+    """Set what optimizer_state gave, and the steps that the bias correction counts.
+
+    Raises:
+        UserError: for every moment that is missing, unknown or misshapen.
+    """
+    wanted = {f"{moment}.{name}": parameter for name, parameter in parameters.items() for moment in MOMENTS}
+    check_matrices(wanted, state.optimizer, source, "the checkpoint must have the moments of train.optim")
+    for name, parameter in parameters.items():
+        moments = {moment: torch.from_numpy(state.optimizer[f"{moment}.{name}"]) for moment in MOMENTS}
+        on_device = {moment: tensor.to(parameter.device) for moment, tensor in moments.items()}
+        optimizer.state[parameter] = {"step": torch.tensor(float(state.step)), **on_device}
 
 
 class AdamWeightDecay(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not read by mypy here
@@ -44,9 +73,10 @@ class AdamWeightDecay(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         beta1, beta2 = (float(np.float32(beta)) for beta in group["betas"])
         state = self.state[parameter]
         if not state:
-            state["m"], state["v"] = (torch.zeros_like(parameter, dtype=torch.float32) for _ in range(2))
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
         gradient = parameter.grad.float()
-        m, v = state["m"].lerp_(gradient, 1 - beta1), state["v"]
+        m, v = state["exp_avg"].lerp_(gradient, 1 - beta1), state["exp_avg_sq"]
         v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         update = m / (v.sqrt() + group["eps"]) + group["weight_decay"] * parameter
         parameter.add_(update, alpha=-group["lr"])

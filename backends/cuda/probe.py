@@ -20,13 +20,11 @@ from twintune.backends.cuda.model import (
     to_numpy,
 )
 from twintune.backends.cuda.packed import choose_attention, set_attention
+from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
 from twintune.backends.cuda.train import (
     backward,
     load_for_training,
-    model_inputs,
     on_this_machine,
-    open_rows,
-    read_row,
 )
 from twintune.backends.matching import put_each
 from twintune.converters.names import base_names

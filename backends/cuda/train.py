@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,21 @@ from numpy.typing import NDArray
 
 from twintune.artifacts import refuse_used_folder
 from twintune.backends import Step, TrainJob, Watcher
+from twintune.backends.cuda.checkpoint import resume, save
 from twintune.backends.cuda.device import choose_device, choose_dtype
-from twintune.backends.cuda.loss import pad_right, require_plain_head, token_losses, trained_tokens
+from twintune.backends.cuda.evaluation import evaluate
+from twintune.backends.cuda.loss import require_plain_head, token_losses, trained_tokens
 from twintune.backends.cuda.model import (
     adapter_parameters,
     adapter_tensors,
     autocast,
     load_base,
     put_on_adapter,
+    recompute_activations,
 )
 from twintune.backends.cuda.optimizer import make_optimizer
-from twintune.backends.cuda.packed import choose_attention, in_one_line, set_attention
+from twintune.backends.cuda.packed import choose_attention, set_attention
+from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.converters.rows import Row
 from twintune.errors import UserError
@@ -45,10 +48,18 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         attention = choose_attention(job.device, job.dtype)
         watcher.status(f"attention of packed rows: {attention.value} ({attention.reason})")
         set_attention(model.get_base_model(), attention.value)
-    for step in optimizer_steps(job, model):
+    optimizer = make_optimizer(job.optimizer, list(adapter_parameters(model).values()))
+    torch.manual_seed(job.seed)
+    done = resume(job, model, optimizer)
+    for step in optimizer_steps(job, model, optimizer, done):
+        watcher.step(step)
         if step.step in job.snapshot_steps:
             write_adapter(job.snapshot(step.step), adapter_tensors(model), job.lora, str(job.model))
-        watcher.step(step)
+        if step.step in job.evaluation_steps:
+            watcher.evaluated(evaluate(job, model, step.step))
+        if step.step in job.checkpoint_steps:
+            save(job, model, optimizer, step.step)
+            watcher.saved(step.step)
     write_adapter(adapter, adapter_tensors(model), job.lora, str(job.model))
 
 
@@ -62,24 +73,24 @@ def load_for_training(job: TrainJob) -> Any:
     """The base model with the job's initial adapter on it; only the adapter has gradients."""
     _, tensors = read_adapter(job.initial_adapter)
     base = load_base(job.model, job.device, job.dtype)
+    if job.gradient_checkpointing:
+        recompute_activations(base)
     model = put_on_adapter(base, job.lora, tensors, job.initial_adapter)
     with autocast(job.device, job.dtype):
         require_plain_head(model.eval())
     return model.train()
 
 
-def optimizer_steps(job: TrainJob, model: Any) -> Iterator[Step]:
-    """Train, giving each optimizer step as it ends.
+def optimizer_steps(job: TrainJob, model: Any, optimizer: Any, done: int = 0) -> Iterator[Step]:
+    """Train, giving each optimizer step after the first `done` ones as it ends.
 
     Raises:
         UserError: naming step and rows, if a loss or gradient is not finite or no token is trained.
     """
-    torch.manual_seed(job.seed)
     rows = open_rows(job.rows / "rows.arrow")
     parameters = list(adapter_parameters(model).values())
-    optimizer = make_optimizer(job.optimizer, parameters)
     rates = job_learning_rates(job)
-    for number, micro_batches in enumerate(job.order):
+    for number, micro_batches in enumerate(job.order[done:], start=done):
         began = time.perf_counter()
         batches = [[read_row(rows, int(row)) for row in batch] for batch in micro_batches]
         tokens = sum(map(trained_tokens, batches))
@@ -119,27 +130,5 @@ def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int) -
     return torch.stack(sums)
 
 
-def model_inputs(job: TrainJob, batch: list[Row]) -> tuple[Any, ...]:
-    """input_ids and labels, int64 on the job's device, and where the conversations of packed rows end."""
-    if job.packed:
-        return in_one_line(batch, job.device)
-    return pad_right(batch, job.pad_token_id, job.device)
-
-
 def _place(job: TrainJob, number: int) -> str:
     return f"{job.rows}: step {number + 1} (rows {', '.join(map(str, job.order[number].ravel()))})"
-
-
-def open_rows(path: Path) -> Any:
-    """The table of prepared rows, memory mapped."""
-    import pyarrow
-
-    if not path.is_file():
-        raise UserError(f"{path}: it must be there for --backend cuda, got no such file; run twintune prepare")
-    return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
-
-
-def read_row(table: Any, number: int) -> Row:
-    """A row by its number."""
-    input_ids, labels, *lengths = (column[number].values.to_numpy() for column in table.columns)
-    return Row(input_ids, labels, lengths=tuple(lengths[0].tolist()) if lengths else ())

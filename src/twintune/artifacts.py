@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import yaml
 from twintune.errors import UserError
 
 MANIFEST = "manifest.json"
+SEAL = "sha256_of_the_rest"
 FLOAT = "tag:yaml.org,2002:float"
 # YAML 1.1, and so PyYAML, reads 1e-4 as a string (it wants 1.0e-4); nobody means the string.
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -49,6 +50,39 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     with new_file(path) as aside:
         aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object with the sha256 of itself in it, so that any changed byte is noticed."""
+    write_json(path, value | {SEAL: sha256_json(value)})
+
+
+def read_sealed(path: Path, remedy: str = "prepare the rows again") -> dict[str, Any]:
+    """Read what write_sealed wrote.
+
+    Raises:
+        UserError: if it is not byte for byte what was written.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        value: dict[str, Any] = json.loads(text)
+        seal = value.pop(SEAL)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: must be a manifest written by twintune, got: {error!r}; {remedy}") from None
+    written = json.dumps(value | {SEAL: seal}, indent=2, ensure_ascii=False) + "\n"
+    if seal != sha256_json(value) or text != written:
+        raise UserError(f"{path}: must be as twintune wrote it, got one that was changed; {remedy}")
+    return value
+
+
+def changed_files(folder: Path, files: Mapping[str, str], remedy: str = "prepare the rows again") -> Iterable[str]:
+    """A sentence for each of `files`, sha256 by name, that is missing in a folder or has another sha256."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{path}: must be there, as its manifest says, got nothing; {remedy}"
+        elif (actual := sha256_file(path)) != expected:
+            yield f"{path}: must have sha256 {expected}, as its manifest says, got {actual}; {remedy}"
 
 
 def parse_yaml(text: str) -> Any:

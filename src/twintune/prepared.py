@@ -1,14 +1,13 @@
 """A folder of prepared rows: what is in it, and whether it still is what its manifest says."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from twintune.artifacts import MANIFEST, sha256_file, sha256_json, write_json
+from twintune.artifacts import MANIFEST, changed_files, read_sealed, sha256_file, write_sealed
 from twintune.backends import Choice
 from twintune.converters import arrow, mindrecord
 from twintune.errors import UserError, raise_collected
@@ -19,7 +18,6 @@ VALIDATION_ARROW = "validation.arrow"
 VALIDATION_MINDRECORD = "validation.mindrecord"
 CONVERSATIONS = "conversations.arrow"
 REJECTED = "rejected.jsonl"
-SEAL = "sha256_of_the_rest"
 
 
 @dataclass(frozen=True)
@@ -110,29 +108,6 @@ def write_manifest(folder: Path, summary: Summary, made_with: dict[str, Any]) ->
     write_sealed(folder / MANIFEST, made_with | {"rows": asdict(summary), "sha256": files})
 
 
-def write_sealed(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object with the sha256 of itself in it, so that any changed byte is noticed."""
-    write_json(path, value | {SEAL: sha256_json(value)})
-
-
-def read_sealed(path: Path, remedy: str = "prepare the rows again") -> dict[str, Any]:
-    """Read what write_sealed wrote.
-
-    Raises:
-        UserError: if it is not byte for byte what was written.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        value: dict[str, Any] = json.loads(text)
-        seal = value.pop(SEAL)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: must be a manifest written by twintune, got: {error!r}; {remedy}") from None
-    written = json.dumps(value | {SEAL: seal}, indent=2, ensure_ascii=False) + "\n"
-    if seal != sha256_json(value) or text != written:
-        raise UserError(f"{path}: must be as twintune wrote it, got one that was changed; {remedy}")
-    return value
-
-
 def open_prepared(folder: Path) -> Prepared:
     """Open a prepared folder, every file compared with the manifest.
 
@@ -151,16 +126,6 @@ def open_prepared(folder: Path) -> Prepared:
     raise_collected(changed_files(folder, files))
     raise_collected(_wrong_counts(folder, files, summary))
     return Prepared(folder, summary)
-
-
-def changed_files(folder: Path, files: Mapping[str, str], remedy: str = "prepare the rows again") -> Iterable[str]:
-    """A sentence for each of `files`, sha256 by name, that is missing in a folder or has another sha256."""
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            yield f"{path}: must be there, as its manifest says, got nothing; {remedy}"
-        elif (actual := sha256_file(path)) != expected:
-            yield f"{path}: must have sha256 {expected}, as its manifest says, got {actual}; {remedy}"
 
 
 def _wrong_counts(folder: Path, files: dict[str, str], summary: Summary) -> Iterable[str]:

@@ -8,13 +8,21 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from twintune.artifacts import MANIFEST, new_folder, refuse_used_folder, sha256_file
+from twintune.artifacts import (
+    MANIFEST,
+    changed_files,
+    new_folder,
+    read_sealed,
+    refuse_used_folder,
+    sha256_file,
+    write_sealed,
+)
 from twintune.assembly import Made, assemble
 from twintune.errors import UserError, raise_collected
 from twintune.origin import load_origin
 from twintune.parts import Shard, build_parts, part_folder
 from twintune.prepare import installed_formats, note_place, parts_folder
-from twintune.prepared import Prepared, changed_files, read_sealed, write_sealed
+from twintune.prepared import Prepared
 from twintune.recipe import Recipe, load_recipe
 
 RECIPE = "recipe.yaml"

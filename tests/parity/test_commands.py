@@ -14,13 +14,13 @@ from tests.golden import make_bundles
 from tests.parity import network_faults, training_faults
 from tests.parity.jobs import Recordings, machine, write_recipe
 from twintune import cli
+from twintune.artifacts import read_sealed, write_sealed
 from twintune.backends import missing_packages
 from twintune.errors import UserError
 from twintune.parity import selection
 from twintune.parity.bundle import FACTS, FORMAT, Bundle, open_bundle
 from twintune.parity.ladder import LADDER, compare
 from twintune.parity.record import Settings, record
-from twintune.prepared import read_sealed, write_sealed
 from twintune.recipe import load_recipe
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -25,10 +25,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.artifacts import new_file, new_folder, sha256_file, write_json
+from twintune.artifacts import (
+    changed_files,
+    new_file,
+    new_folder,
+    read_sealed,
+    sha256_file,
+    write_json,
+    write_sealed,
+)
 from twintune.backends import Step
 from twintune.errors import UserError, raise_collected
-from twintune.prepared import changed_files, read_sealed, write_sealed
 from twintune.report import read_log
 
 FORMAT = 1  # a bundle of an older format stays readable; of a newer one it is said which twintune reads it

@@ -1,0 +1,30 @@
+"""The loss on the validation rows while a run goes on."""
+
+import time
+from typing import Any
+
+import torch
+
+from twintune.backends import Evaluation, TrainJob
+from twintune.backends.cuda.loss import token_losses, trained_tokens
+from twintune.backends.cuda.model import autocast
+from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
+
+
+def evaluate(job: TrainJob, model: Any, step: int) -> Evaluation:
+    """The mean loss over the trained tokens of validation.arrow, without dropout.
+
+    Raises:
+        UserError: if there is no such file, or no token in it is trained.
+    """
+    began = time.perf_counter()
+    table = open_rows(job.rows / "validation.arrow")
+    model.eval()
+    total, tokens = 0.0, 0
+    for first in range(0, len(table), job.evaluation_batch):
+        batch = [read_row(table, number) for number in range(first, min(first + job.evaluation_batch, len(table)))]
+        tokens += trained_tokens(batch)
+        with torch.inference_mode(), autocast(job.device, job.dtype):
+            total += float(token_losses(model, *model_inputs(job, batch)).double().sum())
+    model.train()
+    return Evaluation(step, total / tokens, tokens, time.perf_counter() - began)

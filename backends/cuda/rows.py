@@ -1,0 +1,32 @@
+"""Prepared rows from Arrow to the tensors that a model takes."""
+
+from pathlib import Path
+from typing import Any
+
+from twintune.backends import TrainJob
+from twintune.backends.cuda.loss import pad_right
+from twintune.backends.cuda.packed import in_one_line
+from twintune.converters.rows import Row
+from twintune.errors import UserError
+
+
+def open_rows(path: Path) -> Any:
+    """The table of prepared rows, memory mapped."""
+    import pyarrow
+
+    if not path.is_file():
+        raise UserError(f"{path}: it must be there for --backend cuda, got no such file; run twintune prepare")
+    return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
+
+
+def read_row(table: Any, number: int) -> Row:
+    """A row by its number."""
+    input_ids, labels, *lengths = (column[number].values.to_numpy() for column in table.columns)
+    return Row(input_ids, labels, lengths=tuple(lengths[0].tolist()) if lengths else ())
+
+
+def model_inputs(job: TrainJob, batch: list[Row]) -> tuple[Any, ...]:
+    """input_ids and labels, int64 on the job's device, and where the conversations of packed rows end."""
+    if job.packed:
+        return in_one_line(batch, job.device)
+    return pad_right(batch, job.pad_token_id, job.device)
