@@ -16,6 +16,7 @@ from twintune.command_arguments import DeviceFlag, Overrides, RecipeFile, recipe
 from twintune.errors import UserError
 from twintune.export_commands import export_app, merge
 from twintune.parity_commands import parity_app
+from twintune.reasoning_commands import reason
 
 if TYPE_CHECKING:
     from twintune.backends import Choice
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(parity_app, name="parity")
 app.add_typer(export_app, name="export")
 app.command()(merge)
+app.command()(reason)
 
 BackendFlag = Annotated[str | None, typer.Option("--backend", help="auto, cuda or ascend.", show_default="recipe's")]
 FormatFlag = Annotated[str | None, typer.Option("--format", help="Of the records.", show_default="told by the records")]

@@ -1,0 +1,1 @@
+"""Reasoning for a contest's questions, written by an OpenAI-compatible endpoint or by a local model."""

@@ -1,0 +1,70 @@
+"""A model on this machine in the place of an endpoint, on either backend."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from twintune.errors import UserError
+from twintune.generation import Sampling
+from twintune.models import resolve_model
+from twintune.recipe import ModelSection, Recipe
+
+if TYPE_CHECKING:
+    from twintune.chat import Chat
+
+
+@dataclass
+class LocalModel:
+    """Answers from a chat.
+
+    Args:
+        chat: renders a prompt by its template.
+        sampling: each call draws with another seed, counted from this one's.
+        batch: prompts that are answered together.
+    """
+
+    chat: "Chat"
+    sampling: Sampling
+    batch: int
+
+    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """The answer to each prompt with the prompt's number, as they come.
+
+        Raises:
+            UserError: what Chat.answer raises.
+        """
+        for start in range(0, len(prompts), self.batch):
+            answers = self.chat.answer(prompts[start : start + self.batch], self.sampling)
+            self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
+            yield from ((start + number, texts[0]) for number, texts in enumerate(answers))
+
+
+def open_local(recipe: Recipe, drawn: int) -> LocalModel:
+    """The local model that a recipe names as reasoning.model, loaded on the recipe's backend.
+
+    Args:
+        recipe: without reasoning.base_url.
+        drawn: answers that there are already: seeds go on from there, or the same would be drawn again.
+
+    Raises:
+        UserError: for a model without chat template, for greedy text asked for again, and what load_chat raises.
+    """
+    from twintune.chat import load_chat
+    from twintune.converters.tokens import load_tokenizer
+
+    section, machine = recipe.reasoning, recipe.backend
+    model = str(section.model)
+    if section.temperature == 0 and section.max_attempts > 1:
+        raise UserError(
+            "recipe: reasoning.max_attempts must be 1 for the greedy text of a local model, which is always the "
+            f"same, got {section.max_attempts}; set reasoning.temperature above 0, or this to 1"
+        )
+    if load_tokenizer(resolve_model(ModelSection(name_or_path=model))).chat_template is None:
+        raise UserError(
+            f"recipe: reasoning.model must be a model with a chat template, got {model}, whose tokenizer has none; "
+            "name an instruction-tuned model"
+        )
+    chat = load_chat(
+        model, backend=machine.name, device=machine.device, dtype=machine.dtype, batch_size=section.max_concurrency
+    )
+    return LocalModel(chat, Sampling(section.max_new_tokens, section.temperature, seed=drawn), section.max_concurrency)
