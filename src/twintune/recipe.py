@@ -23,7 +23,9 @@ from pydantic import (
 )
 
 from twintune.artifacts import parse_yaml, write_yaml
+from twintune.backends import OptimizerName, ScheduleName
 from twintune.errors import UserError
+from twintune.schedule_settings import schedule_settings
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -129,6 +131,13 @@ class LoraSection(Section):
     )
 
 
+def _known_beforehand(kind: Any) -> Any:
+    """Both backends follow one table of learning rates, made before the first step."""
+    if kind in ("reduce_lr_on_plateau", "greedy"):
+        raise ValueError("should be a schedule known before the first step (this one follows the evaluation loss)")
+    return kind
+
+
 class TrainSection(Section):
     """The optimizer, its schedule and the batch, as HF TrainingArguments spells them."""
 
@@ -137,10 +146,12 @@ class TrainSection(Section):
     num_train_epochs: float = Field(3.0, gt=0)
     max_steps: int = Field(-1, ge=-1)  # optimizer steps; above 0 it replaces num_train_epochs
     learning_rate: float = Field(1e-4, gt=0)
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler_type: Annotated[ScheduleName, BeforeValidator(_known_beforehand)] = "cosine"
+    lr_scheduler_kwargs: Annotated[dict[str, Any], Field(default_factory=dict, validate_default=True)]
     warmup_ratio: float = Field(0.0, ge=0, lt=1)  # of all steps, rounded up
     warmup_steps: int = Field(0, ge=0)  # above 0 it replaces warmup_ratio
-    optim: Literal["adamw_torch", "adam_weight_decay"] = "adamw_torch"
+    optim: OptimizerName = "adamw_torch"
+    sgd_momentum: float = Field(0.0, ge=0, lt=1)  # momentum of torch.optim.SGD, for train.optim: sgd alone
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -159,6 +170,20 @@ class TrainSection(Section):
     report_to: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow"], ...] = ()
     run_name: str | None = None  # for report_to; None: the output folder's name
     seed: int = Field(42, ge=0)
+
+    @field_validator("lr_scheduler_kwargs")
+    @classmethod
+    def _numbers_of_the_schedule(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if not {"lr_scheduler_type", "learning_rate"} <= info.data.keys():  # they are refused themselves
+            return given
+        return schedule_settings(info.data["lr_scheduler_type"], given, info.data["learning_rate"])
+
+    @field_validator("sgd_momentum")
+    @classmethod
+    def _momentum_of_sgd(cls, momentum: float, info: ValidationInfo) -> float:
+        if momentum and info.data.get("optim", "sgd") != "sgd":
+            raise ValueError(f"should be left out where train.optim is {info.data['optim']}")
+        return momentum
 
     @field_validator("warmup_steps")
     @classmethod

@@ -30,7 +30,9 @@ from twintune.prepare import find_or_prepare
 from twintune.prepared import CONVERSATIONS, Prepared
 from twintune.progress import Progress
 from twintune.recipe import LoraSection, ModelSection, Recipe
-from twintune.schedule import row_order, step_count, warmup_steps
+from twintune.run_log import LOG, RunLog
+from twintune.schedule import make_schedule, row_order, step_count
+from twintune.watchers import Watchers
 
 FRAMEWORK_MEMORY = "the framework's own buffers come on top, with MindSpore on CPU several GiB"
 PACKAGES = ("torch", "peft", "mindspore", "mindformers", "transformers", "tokenizers", "numpy")
@@ -117,9 +119,10 @@ def _job(recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, devi
             adam_beta2=train.adam_beta2,
             adam_epsilon=train.adam_epsilon,
             max_grad_norm=train.max_grad_norm,
+            sgd_momentum=train.sgd_momentum,
             optim=train.optim,
         ),
-        schedule=Schedule(train.lr_scheduler_type, warmup_steps(train, steps), steps),
+        schedule=make_schedule(train, steps),
         device=device,
         dtype=dtype,
         seed=train.seed,
