@@ -18,6 +18,7 @@ from twintune.models import resolve_model
 from twintune.recipe import DeviceName, DtypeName, GenerateSection, ModelSection, Recipe, load_recipe
 
 RAW = "none"
+Question = str | Sequence[Message]  # messages: a system prompt and earlier turns may come first
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,13 @@ class Chat:
     choices: dict[str, Choice]
     split_special_tokens: bool = True
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """The token ids of a question, through the opening of the answer."""
+    def prompt_ids(self, question: Question) -> list[int]:
+        """The token ids of a question, or of a conversation up to it, through the opening of the answer."""
         return encode_question(question, self.tokenizer, self.template, self.split_special_tokens)
 
-    def answer(self, questions: Sequence[str], sampling: Sampling, on_text: OnText | None = None) -> list[list[str]]:
+    def answer(
+        self, questions: Sequence[Question], sampling: Sampling, on_text: OnText | None = None
+    ) -> list[list[str]]:
         """`sampling.num_return_sequences` answers for each question.
 
         Raises:
@@ -104,13 +107,20 @@ def load_chat(
 
 
 def encode_question(
-    question: str, tokenizer: Tokenizer, template: Template | None, split_special_tokens: bool
+    question: Question, tokenizer: Tokenizer, template: Template | None, split_special_tokens: bool
 ) -> list[int]:
-    """The token ids of a question, through the opening of the answer; as it stands where there is no template."""
+    """The token ids of a question, through the opening of the answer; as it stands where there is no template.
+
+    Raises:
+        UserError: for messages without a template.
+    """
+    messages = [Message("human", question)] if isinstance(question, str) else question
     if template is None:
+        if not isinstance(question, str):
+            raise UserError("--template must be given for a conversation, got none; it has no text as it stands")
         encoding = tokenizer.encode(question, True)
     else:
-        segments = template.prompt_segments([Message("human", question)])
+        segments = template.prompt_segments(messages)
         encoding = encode_segments(segments, tokenizer, template.add_special_tokens, split_special_tokens)
     ids: list[int] = encoding.ids.tolist()
     return ids

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twintune.answers import exact_match, final_answer
+from twintune.evaluation.answers import exact_match, final_answer
 from twintune.errors import UserError
 
 
@@ -23,11 +23,11 @@ from twintune.errors import UserError
         ("答案是：１，２３４．０元", "1"),  # a full-width comma separates, it does not group
         ("答案是：１２３４．０元。共3人", "1234"),
         ("答案是 -3", "-3"),
-        ("答案是：3/4", "3/4"),
+        ("答案是：3/4", "0.75"),
         ("答案是：", None),
         ("He has 3 apples and 12 pears", "12"),  # no marker: the last number
-        ("5-3", "3"),
-        ("20 percent is 007.0%", "7"),
+        ("5-3", None),  # a calculation or a range
+        ("20 percent is 007.0%", "7%"),
         ("-0.0", "0"),
         ("twelve", None),
         ("", None),
