@@ -19,7 +19,6 @@ from twintune.report import (
     compare_logs,
     loss_curve_png,
     loss_table,
-    read_log,
     verdict,
     write_report,
 )
@@ -51,51 +50,6 @@ def report(folder: Path, question: str = "1 + 1?", answer: str = "2") -> str:
         machine={"python": "3.11", "processor": "2 cores"},
     )
     return path.read_text(encoding="utf-8")
-
-
-def test_a_log_is_read_back(tmp_path: Path) -> None:
-    assert read_log(write_log(tmp_path / "log.jsonl", FIRST)) == FIRST
-
-
-@pytest.mark.parametrize(
-    ("line", "sentence"),
-    [
-        ('{"step": 2', r"line 2 must be JSON, got: .*column"),
-        ("[]", r"line 2 must be an object with step, loss, .*, got \[\]"),
-        (json.dumps(asdict(FIRST[1]) | {"extra": 1}), r"line 2 must be an object with step, loss"),
-        (json.dumps(asdict(FIRST[1]) | {"loss": "1"}), r"whose loss is a number of the right kind, got '1'"),
-        (
-            json.dumps(asdict(FIRST[1]) | {"tokens": 1.5}),
-            r"whose tokens is a number of the right kind, got 1.5",
-        ),
-        (
-            json.dumps(asdict(FIRST[1]) | {"loss": True}),
-            r"whose loss is a number of the right kind, got True",
-        ),
-        (json.dumps(asdict(FIRST[2])), r"line 2 must be step 2, got step 3"),
-    ],
-)
-def test_a_wrong_line_is_named(tmp_path: Path, line: str, sentence: str) -> None:
-    path = write_log(tmp_path / "log.jsonl", FIRST[:1])
-    path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=sentence) as error:
-        read_log(path)
-    assert str(path) in str(error.value)
-
-
-def test_all_wrong_lines_are_named_at_once(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text("x\ny\n", encoding="utf-8")
-    with pytest.raises(UserError) as error:
-        read_log(tmp_path / "log.jsonl")
-    assert len(error.value.messages) == 2
-
-
-def test_no_log_and_an_empty_log_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must be a readable UTF-8 file"):
-        read_log(tmp_path / "log.jsonl")
-    (tmp_path / "log.jsonl").touch()
-    with pytest.raises(UserError, match="at least one step, got an empty file"):
-        read_log(tmp_path / "log.jsonl")
 
 
 def test_the_largest_differences_are_absolute() -> None:

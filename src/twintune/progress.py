@@ -1,9 +1,6 @@
-"""What a training run tells: one line a step in log.jsonl, a progress bar on a terminal, lines elsewhere."""
+"""What a training run shows while it goes on: a progress bar on a terminal, lines elsewhere."""
 
-import json
 import time
-from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,15 +14,16 @@ LINES = 20  # a run that is not watched on a terminal prints about so many
 
 
 class Progress:
-    """A Watcher that writes the log and shows step, loss, trained tokens a second and the time left.
+    """A Watcher that shows step, loss, trained tokens a second and the time left.
 
     Args:
-        log: the file of one JSON object a step.
-        steps: how many there will be.
+        steps: how many there are in the whole run.
+        steps_done: how many of them lie behind the checkpoint from which it goes on.
     """
 
-    def __init__(self, log: Path, steps: int) -> None:
+    def __init__(self, steps: int, steps_done: int = 0) -> None:
         self.steps = steps
+        self.steps_done = steps_done
         self.console = Console(stderr=True)  # frameworks print to stdout, and --json must stay clean
         self.bar = Bar(
             TextColumn("{task.description}"),
@@ -38,8 +36,7 @@ class Progress:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("starting", total=steps, figures="")
-        self.log = log.open("w", encoding="utf-8")
+        self.task = self.bar.add_task("starting", total=steps, completed=steps_done, figures="")
         self.began = time.perf_counter()
         self.first_step_ended = 0.0
 
@@ -51,7 +48,6 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
-        self.log.close()
 
     def status(self, text: str) -> None:
         """Show the phase that began."""
@@ -61,17 +57,16 @@ class Progress:
             self.console.print(f"{time.perf_counter() - self.began:7.1f} s  {text}", soft_wrap=True)
 
     def step(self, step: Step) -> None:
-        """Log a step and show it."""
-        self.log.write(json.dumps(asdict(step)) + "\n")
-        self.log.flush()
+        """Show a step."""
         rate = step.tokens / step.seconds
         figures = f"loss {step.loss:.4f}  {rate:,.0f} trained tokens/s"
         self.bar.update(self.task, completed=step.step, description="training", figures=figures)
         elapsed = time.perf_counter() - self.began
-        if step.step == 1:
+        first = self.steps_done + 1
+        if step.step == first:
             self.first_step_ended = elapsed
         every = max(1, self.steps // LINES)
-        if not self.console.is_terminal and (step.step % every == 0 or step.step in (1, self.steps)):
+        if not self.console.is_terminal and (step.step % every == 0 or step.step in (first, self.steps)):
             line = f"{elapsed:7.1f} s  step {step.step}/{self.steps}  {figures}{self._left(step.step, elapsed)}"
             self.console.print(line, soft_wrap=True)
 
@@ -90,7 +85,8 @@ class Progress:
 
     def _left(self, step: int, elapsed: float) -> str:
         """The time left, from the steps after the first, which may have waited for a graph to compile."""
-        if step == 1:
+        after_first = step - self.steps_done - 1
+        if not after_first:
             return ""
-        seconds = (elapsed - self.first_step_ended) / (step - 1) * (self.steps - step)
+        seconds = (elapsed - self.first_step_ended) / after_first * (self.steps - step)
         return f"  {seconds:,.0f} s left"

@@ -1,9 +1,8 @@
 """What a pair of runs is shown as: the logs side by side, the loss curves, and report.md."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from twintune.artifacts import new_file
 from twintune.backends import Step
-from twintune.errors import UserError, raise_collected
+from twintune.errors import UserError
 from twintune.markdown import escape, markdown_table
 
 REPORT = "report.md"
@@ -70,47 +69,6 @@ class Example:
     question: str
     gold: str
     answers: Mapping[str, str]
-
-
-def read_log(path: Path) -> list[Step]:
-    """Read a log.jsonl: one JSON object a step, the steps counted from 1.
-
-    Raises:
-        UserError: for a missing or empty file and for every line that is not the step it should be.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the log must be a readable UTF-8 file, got: {error}; train first") from None
-    if not lines:
-        raise UserError(f"{path}: the log must hold at least one step, got an empty file; train first")
-    steps: list[Step] = []
-    problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            steps.append(_read_step(number, line))
-        except ValueError as error:
-            problems.append(f"{path}: line {number} must be {error}; train again")
-    raise_collected(problems)
-    return steps
-
-
-def _read_step(number: int, line: str) -> Step:
-    """One line as a Step; ValueError completes the sentence `the line must be ...`."""
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"JSON, got: {error}") from None
-    if not isinstance(values, dict) or set(values) != {field.name for field in fields(Step)}:
-        raise ValueError(f"an object with {', '.join(field.name for field in fields(Step))}, got {line}")
-    for field in fields(Step):
-        value = values[field.name]
-        wanted = int if field.type is int else int | float
-        if isinstance(value, bool) or not isinstance(value, wanted):
-            raise ValueError(f"a step whose {field.name} is a number of the right kind, got {value!r}")
-    if values["step"] != number:
-        raise ValueError(f"step {number}, got step {values['step']}")
-    return Step(**values)
 
 
 def compare_logs(first: Sequence[Step], second: Sequence[Step]) -> LogComparison:

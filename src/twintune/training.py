@@ -16,13 +16,12 @@ from twintune.backends import (
     Lora,
     Optimizer,
     Quantization,
-    Schedule,
     TrainJob,
     choose_backend,
     load_backend,
 )
 from twintune.conversation_facts import read_row_lengths
-from twintune.converters.adapter import WEIGHTS, make_initial_adapter, write_adapter
+from twintune.converters.adapter import WEIGHTS, write_initial_adapter
 from twintune.converters.names import linear_shapes
 from twintune.errors import UserError
 from twintune.models import read_model_config, resolve_model
@@ -119,8 +118,8 @@ def _job(recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, devi
             adam_beta2=train.adam_beta2,
             adam_epsilon=train.adam_epsilon,
             max_grad_norm=train.max_grad_norm,
-            sgd_momentum=train.sgd_momentum,
             optim=train.optim,
+            sgd_momentum=train.sgd_momentum,
         ),
         schedule=make_schedule(train, steps),
         device=device,
@@ -152,11 +151,11 @@ def run_training(run: Run) -> None:
     output_dir = run.job.output_dir
     refuse_used_folder(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    log = output_dir / "log.jsonl"
+    log = output_dir / LOG
     try:
         _write_start(run)
-        with Progress(log, len(run.job.order)) as progress:
-            run.framework.train(run.job, progress)
+        with Progress(len(run.job.order)) as progress, RunLog(output_dir) as run_log:
+            run.framework.train(run.job, Watchers([run_log, progress]))
         run.recipe.save(output_dir / "adapter" / "recipe.yaml")
         _write_manifest(run)
     except BaseException:
@@ -167,8 +166,7 @@ def run_training(run: Run) -> None:
 
 def _write_start(run: Run) -> None:
     job = run.job
-    tensors = make_initial_adapter(run.config, job.lora, job.seed)
-    write_adapter(job.initial_adapter, tensors, job.lora, str(job.model))
+    write_initial_adapter(job.initial_adapter, job.model, run.config, job.lora, job.seed)
     run.recipe.save(job.output_dir / "recipe.yaml")
 
 

@@ -36,7 +36,7 @@ from twintune.artifacts import (
 )
 from twintune.backends import Step
 from twintune.errors import UserError, raise_collected
-from twintune.report import read_log
+from twintune.run_log import read_log
 
 FORMAT = 1  # a bundle of an older format stays readable; of a newer one it is said which twintune reads it
 FACTS = "bundle.json"
