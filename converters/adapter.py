@@ -1,7 +1,7 @@
 """PEFT adapter folders, written and read without torch: the one exchange format of both backends."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,24 @@ from numpy.typing import NDArray
 
 from twintune.artifacts import new_folder, write_json
 from twintune.backends import Lora
-from twintune.converters.adapter_settings import CONFIG, effective_alpha, read_adapter_config, resolve_targets
-from twintune.converters.names import LINEAR_MODULES, linear_shapes, standard_name
+from twintune.converters.adapter_settings import (
+    CONFIG,
+    effective_alpha,
+    read_adapter_config,
+    resolve_targets,
+    saved_modules_of,
+)
+from twintune.converters.names import LINEAR_MODULES, linear_shapes
+from twintune.converters.saved_modules import PEFT_PREFIX, saved_shapes, saved_weights, trained_name
 from twintune.errors import UserError, raise_collected
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
-PEFT_PREFIX = "base_model.model."
 A, B = "lora_A.weight", "lora_B.weight"
 
 
 def make_initial_adapter(config: Mapping[str, Any], lora: Lora, seed: int) -> dict[str, NDArray[np.float32]]:
-    """Draw the adapter that both backends start from: A Kaiming-uniform with a = sqrt(5), B zero.
+    """Draw the matrices that both backends start from: A Kaiming-uniform with a = sqrt(5), B zero.
 
     Args:
         config: the model's config.json.
@@ -41,6 +47,23 @@ def make_initial_adapter(config: Mapping[str, Any], lora: Lora, seed: int) -> di
         tensors[f"{PEFT_PREFIX}{module}.lora_A.weight"] = a.astype(np.float32)
         tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"] = np.zeros((out_features, lora.r), np.float32)
     return tensors
+
+
+def write_initial_adapter(folder: Path, model: Path, config: Mapping[str, Any], lora: Lora, seed: int) -> None:
+    """Write the adapter that both backends start from: matrices by seed, and the base's own weights of whole modules.
+
+    Args:
+        folder: a new one.
+        model: Hugging Face folder.
+        config: its checked config.json.
+        lora: the adapter's settings.
+        seed: see make_initial_adapter.
+
+    Raises:
+        UserError: what write_adapter and saved_weights raise.
+    """
+    tensors = make_initial_adapter(config, lora, seed) | dict(saved_weights(model, config, lora.modules_to_save))
+    write_adapter(folder, tensors, lora, str(model))
 
 
 def write_adapter(folder: Path, tensors: Mapping[str, NDArray[np.float32]], lora: Lora, base_model: str) -> None:
@@ -66,6 +89,7 @@ def _peft_config(lora: Lora, base_model: str) -> dict[str, Any]:
         "inference_mode": True,
         "init_lora_weights": True,
         "use_rslora": False,
+        "modules_to_save": list(lora.modules_to_save) or None,
     }
 
 
@@ -79,15 +103,16 @@ def read_adapter(folder: Path) -> tuple[Lora, dict[str, NDArray[np.float32]]]:
         UserError: for a missing or broken file, and for every setting or tensor that would be lost.
     """
     config = read_adapter_config(folder)
-    tensors = _read_matrices(folder / WEIGHTS)
+    saved = saved_modules_of(config)
+    tensors = _read_matrices(folder / WEIGHTS, saved)
     targets = config["target_modules"]
     if isinstance(targets, str) or not set(targets) <= set(LINEAR_MODULES):
-        present = {name.split(".")[-3] for name in tensors}
+        present = {name.split(".")[-3] for name in tensors if ".lora_" in name}
         targets = [module for module in LINEAR_MODULES if module in present]
-    return Lora(config["r"], effective_alpha(config), config["lora_dropout"], tuple(targets)), tensors
+    return Lora(config["r"], effective_alpha(config), config["lora_dropout"], tuple(targets), saved), tensors
 
 
-def _read_matrices(file: Path) -> dict[str, NDArray[np.float32]]:
+def _read_matrices(file: Path, modules_to_save: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors then reads
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -103,9 +128,10 @@ def _read_matrices(file: Path) -> dict[str, NDArray[np.float32]]:
     tensors: dict[str, NDArray[np.float32]] = {}
     problems = []
     for name, tensor in given.items():
-        standard = standard_name(name)
+        standard = trained_name(name, modules_to_save)
         if standard is None:
-            problems.append(f"{file}: {name} must be LoRA of {', '.join(LINEAR_MODULES)}, got another tensor")
+            whole = f", or of modules_to_save {', '.join(modules_to_save)}" if modules_to_save else ""
+            problems.append(f"{file}: {name} must be LoRA of {', '.join(LINEAR_MODULES)}{whole}, got another tensor")
         elif standard in tensors:
             problems.append(f"{file}: {standard} must be there once, got it as {name} too; save one adapter alone")
         elif not np.isfinite(tensor).all():
@@ -140,24 +166,29 @@ def read_adapter_for(folder: Path, config: Mapping[str, Any]) -> tuple[Lora, dic
             for module in whole
             if module not in named
         ]
-        + matrix_problems(folder / WEIGHTS, tensors, lora.r, whole)
+        + matrix_problems(folder / WEIGHTS, tensors, lora.r, whole, saved_shapes(config, lora.modules_to_save))
     )
     targets = tuple(module for module in LINEAR_MODULES if any(name.endswith(f".{module}") for name in whole))
     return replace(lora, target_modules=targets), tensors
 
 
 def matrix_problems(
-    source: Path, tensors: Mapping[str, NDArray[np.float32]], r: int, shapes: Mapping[str, tuple[int, int]]
+    source: Path,
+    tensors: Mapping[str, NDArray[np.float32]],
+    r: int,
+    shapes: Mapping[str, tuple[int, int]],
+    whole_shapes: Mapping[str, tuple[int, ...]],
 ) -> list[str]:
-    """What is wrong with an adapter's matrices: one sentence for each that is missing, unknown or misshapen.
+    """What is wrong with an adapter's tensors: one sentence for each that is missing, unknown or misshapen.
 
     Args:
         source: named in the sentences.
         tensors: arrays by PEFT name.
         r: the rank.
-        shapes: [out, in] of each layer that must have them, by module name.
+        shapes: [out, in] of each layer that must have matrices, by module name.
+        whole_shapes: of the weights of modules_to_save, by Hugging Face name.
     """
-    wanted = {}
+    wanted: dict[str, tuple[int, ...]] = {PEFT_PREFIX + name: shape for name, shape in whole_shapes.items()}
     for module, (out_features, in_features) in shapes.items():
         wanted[f"{PEFT_PREFIX}{module}.lora_A.weight"] = (r, in_features)
         wanted[f"{PEFT_PREFIX}{module}.lora_B.weight"] = (out_features, r)

@@ -13,8 +13,9 @@ from twintune.artifacts import new_folder, sha256_file, write_json
 from twintune.backends import Lora
 from twintune.converters.adapter import matrix_problems, read_adapter_for, write_adapter
 from twintune.converters.mindformers_adapter import Found, read_matrices, write_matrices
-from twintune.converters.names import adapter_names, linear_shapes
+from twintune.converters.names import linear_shapes
 from twintune.converters.pet_config import to_pet_config
+from twintune.converters.saved_modules import saved_shapes, trained_names
 from twintune.errors import UserError, raise_collected
 
 FileFormat = Literal["ckpt", "safetensors"]
@@ -28,7 +29,7 @@ class AdapterExport:
     Attributes:
         file: what was written and read back.
         lora: the settings that it has now.
-        matrices: how many were written, all equal to the source's bit for bit.
+        matrices: how many tensors were written, all equal to the source's bit for bit.
         left_out: how many tensors of the source are no adapter, by kind.
         step: the optimizer step at which the source was saved, where it says so.
         square: layers of which no shape tells whether a matrix is transposed, as the rank is their width.
@@ -58,7 +59,7 @@ def export_to_mindformers(
         UserError: for all that cannot be carried across, and if the file reads back otherwise.
     """
     lora, tensors = read_adapter_for(adapter, config)
-    names = adapter_names(config, lora.target_modules)
+    names = trained_names(config, lora)
     name = f"adapter.{file_format}"
     with new_folder(output_dir) as aside:
         write_matrices(aside / name, {names[theirs]: tensor for theirs, tensor in tensors.items()})
@@ -69,14 +70,14 @@ def export_to_mindformers(
             "sha256": sha256_file(aside / name),
         }
         write_json(aside / SETTINGS, settings)
-        _check_same(output_dir / name, read_matrices(aside / name).matrices, tensors)
+        _check_same(output_dir / name, read_matrices(aside / name, _whole(config, lora)).matrices, tensors)
     return AdapterExport(output_dir / name, lora, len(tensors), square=_square(config, lora))
 
 
 def export_to_peft(
     source: Path, config: Mapping[str, Any], output_dir: Path, settings: Lora, base_model: str
 ) -> AdapterExport:
-    """Write the LoRA matrices of a MindFormers checkpoint as a PEFT folder.
+    """Write the LoRA matrices, and modules trained whole, of a MindFormers checkpoint as a PEFT folder.
 
     Args:
         source: a `.ckpt` or `.safetensors` file, of the trained parameters alone or of a whole training state.
@@ -89,13 +90,13 @@ def export_to_peft(
         UserError: for every matrix that is missing, unknown, misshapen or not finite, and if the folder reads
             back otherwise.
     """
-    found = read_matrices(source)
+    found = read_matrices(source, _whole(config, settings))
     _check_found(source, found, config, settings)
     with new_folder(output_dir) as aside:
         write_adapter(aside, found.matrices, settings, base_model)
         lora, written = read_adapter_for(aside, config)
         _check_same(output_dir, written, found.matrices)
-        if lora != replace(settings, target_modules=lora.target_modules):
+        if lora != replace(settings, target_modules=lora.target_modules, modules_to_save=lora.modules_to_save):
             raise UserError(f"{output_dir}: the settings must read back as {settings}, got {lora}")
     return AdapterExport(output_dir, lora, len(written), found.left_out, found.step, _square(config, lora))
 
@@ -104,7 +105,7 @@ def _check_found(source: Path, found: Found, config: Mapping[str, Any], settings
     shapes = linear_shapes(config, settings.target_modules)
     raise_collected(
         [f"{source}: {name} must be LoRA of a layer that PEFT has, got another module" for name in found.unknown]
-        + matrix_problems(source, found.matrices, settings.r, shapes)
+        + matrix_problems(source, found.matrices, settings.r, shapes, saved_shapes(config, settings.modules_to_save))
         + [
             f"{source}: {name} must be finite, got NaN or infinity"
             for name, tensor in found.matrices.items()
@@ -121,6 +122,11 @@ def _check_same(
         for name in sorted(wanted.keys() | written.keys())
         if name not in written or name not in wanted or written[name].tobytes() != wanted[name].tobytes()
     )
+
+
+def _whole(config: Mapping[str, Any], lora: Lora) -> dict[str, str]:
+    """The parameters of modules that were trained whole, MindFormers name to PEFT name."""
+    return {ours: theirs for theirs, ours in trained_names(config, replace(lora, target_modules=())).items()}
 
 
 def _square(config: Mapping[str, Any], lora: Lora) -> tuple[str, ...]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from twintune.converters.names import LINEAR_MODULES, linear_shapes
+from twintune.converters.saved_modules import MODULES
 from twintune.errors import UserError, raise_collected
 
 CONFIG = "adapter_config.json"
+SAVED = "modules_to_save"
 NUMBERS: dict[str, tuple[Any, str]] = {
     "r": (int, "a whole number"),
     "lora_alpha": (int | float, "a number"),
@@ -23,7 +25,6 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "use_rslora": (False, True, None),
     "use_dora": (False, None),
-    "modules_to_save": (None, []),
     "fan_in_fan_out": (False, None),
     "layers_to_transform": (None, []),
     "rank_pattern": ({}, None),
@@ -69,7 +70,7 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     for key, allowed in PLAIN.items():
         if config.get(key) not in allowed:
             yield f"{key} must be {allowed[0]!r}, got {config.get(key)!r}; only plain LoRA is carried across"
-    for key in sorted(config.keys() - PLAIN.keys() - NUMBERS.keys() - TELLING):
+    for key in sorted(config.keys() - PLAIN.keys() - NUMBERS.keys() - TELLING - {SAVED}):
         if config[key] not in NOTHING:
             yield f"{key} must not be set, got {config[key]!r}; only plain LoRA is carried across"
     for key, (kinds, rule) in NUMBERS.items():
@@ -77,6 +78,9 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} must be {rule}, got {config.get(key)!r}"
     if isinstance(config.get("r"), int) and config["r"] < 1:
         yield f"r must be at least 1, got {config['r']}"
+    saved = config.get(SAVED) or []
+    if not isinstance(saved, list) or not set(map(str, saved)) <= MODULES.keys():
+        yield f"{SAVED} must be a list of {', '.join(MODULES)}, got {saved!r}; no other module is carried across whole"
     targets = config.get("target_modules")
     if not isinstance(targets, str) and not _is_list_of_names(targets):
         yield f"target_modules must be a list of names or a regular expression, got {targets!r}"
@@ -84,6 +88,11 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def saved_modules_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules that an adapter has whole, in the order of MODULES."""
+    return tuple(module for module in MODULES if module in (config.get(SAVED) or ()))
 
 
 def effective_alpha(config: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""The weights of a model with its adapter put in: W + lora_alpha / r * B A, one tensor at a time."""
+"""The weights of a model with its adapter put in, one tensor at a time: W + lora_alpha / r * B A, or another W."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.backends import Lora
-from twintune.converters.adapter import PEFT_PREFIX, A, B
+from twintune.converters.adapter import A, B
+from twintune.converters.saved_modules import PEFT_PREFIX
 from twintune.converters.stored_tensors import WEIGHT_DTYPES, TensorSpec, rounded
 from twintune.converters.weights import BaseWeights
 from twintune.errors import UserError
@@ -21,7 +22,7 @@ def merged_weights(
     Args:
         base: tied embeddings come once, as they are stored.
         lora: rank and strength.
-        tensors: the adapter's matrices by PEFT name.
+        tensors: the adapter's by PEFT name.
         dtype: float32, float16 or bfloat16.
 
     Raises:
@@ -31,7 +32,9 @@ def merged_weights(
     for name, stored in base.tensors.items():
         weight = stored.read().astype(np.float32)
         matrices = f"{PEFT_PREFIX}{name.removesuffix('weight')}"
-        if matrices + A in tensors:
+        if PEFT_PREFIX + name in tensors:  # trained whole
+            weight = tensors[PEFT_PREFIX + name]
+        elif matrices + A in tensors:
             weight += scaling * (tensors[matrices + B] @ tensors[matrices + A])
         if not np.isfinite(weight).all():
             raise UserError(f"{stored.file}: {name} must be finite when merged, got NaN or infinity")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from twintune.converters.stored_tensors import StoredTensor
 from twintune.errors import UserError
 
 OPTIMIZER = ("adam_m.", "adam_v.")
+NOTHING: Mapping[str, str] = MappingProxyType({})
 FILE_KINDS = (".ckpt", ".safetensors")
 
 
@@ -23,7 +25,7 @@ class Found:
     """What a checkpoint holds.
 
     Attributes:
-        matrices: float32 by PEFT name, A [r, in] and B [out, r].
+        matrices: what was trained, float32 by PEFT name, A [r, in] and B [out, r].
         unknown: LoRA parameters of modules that no PEFT name stands for.
         left_out: how many other entries, by kind.
         step: the optimizer step at which a training state was saved, where the file says it.
@@ -35,14 +37,18 @@ class Found:
     step: int | None
 
 
-def read_matrices(file: Path) -> Found:
+def read_matrices(file: Path, whole: Mapping[str, str] = NOTHING) -> Found:
     """Read the LoRA matrices of a file and count the rest; base weights and optimizer state stay on disk.
+
+    Args:
+        file: a `.ckpt` or `.safetensors`.
+        whole: parameters of modules that were trained whole, read too, MindFormers name to PEFT name.
 
     Raises:
         UserError: if the file is no whole checkpoint, or has no LoRA matrix.
     """
     stored = read_mindformers(file)
-    names = {name: peft_name(name) for name in stored}
+    names = {name: whole.get(name) or peft_name(name) for name in stored}
     matrices = {standard: stored[name].read().astype(np.float32) for name, standard in names.items() if standard}
     others = [name for name, standard in names.items() if standard is None]
     unknown = tuple(name for name in others if is_lora(name) and not name.startswith(OPTIMIZER))

@@ -11,7 +11,7 @@ import pyarrow
 from tests.tiny_models import save_tiny_model
 from twintune.backends import Evaluation, Lora, Optimizer, Schedule, Step, TrainJob, missing_packages
 from twintune.converters import arrow, mindrecord
-from twintune.converters.adapter import make_initial_adapter, write_adapter
+from twintune.converters.adapter import write_initial_adapter
 from twintune.converters.packing import pack_rows
 from twintune.converters.rows import Row
 from twintune.recipe import LINEAR_LAYERS
@@ -57,19 +57,19 @@ def random_rows(count: int = ROWS) -> list[tuple[list[int], list[int]]]:
     return rows
 
 
-def write_rows(folder: Path, rows: list[tuple[list[int], list[int]]]) -> Path:
-    folder.mkdir(parents=True)
+def write_rows(folder: Path, rows: list[tuple[list[int], list[int]]], name: str = "rows") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     numbers = pyarrow.list_(pyarrow.int32())
     columns = {"input_ids": [ids for ids, _ in rows], "labels": [labels for _, labels in rows]}
     table = pyarrow.table(columns, pyarrow.schema([(name, numbers) for name in columns]))
     with (
-        pyarrow.OSFile(str(folder / "rows.arrow"), "wb") as sink,
+        pyarrow.OSFile(str(folder / f"{name}.arrow"), "wb") as sink,
         pyarrow.ipc.new_stream(sink, table.schema) as writer,
     ):
         writer.write_table(table, max_chunksize=7)  # several record batches, as datasets writes them
     if not missing_packages("ascend"):
         arrays = (Row(np.array(ids, np.int32), np.array(labels, np.int32)) for ids, labels in rows)
-        mindrecord.write_rows(list(arrays), folder / "rows.mindrecord")
+        mindrecord.write_rows(list(arrays), folder / f"{name}.mindrecord")
     return folder
 
 
@@ -110,7 +110,7 @@ def make_job(
     initial = folder / "initial"
     if "initial_adapter" not in changes:
         config = json.loads((model / "config.json").read_text())
-        write_adapter(initial, make_initial_adapter(config, lora, seed=3), lora, str(model))
+        write_initial_adapter(initial, model, config, lora, seed=3)
     order = np.random.default_rng(2).integers(0, ROWS, size=(steps, accumulation, 2))
     fields: dict[str, Any] = {
         "order": order,

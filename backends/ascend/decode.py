@@ -13,12 +13,12 @@ import numpy as np
 from mindspore import nn
 from numpy.typing import NDArray
 
-from twintune.backends import Lora
 from twintune.backends.ascend.parameters import check_base, parameters_by_name, put_in
 from twintune.backends.ascend.profile import compiled_length, context, model_section, pet_config
 from twintune.backends.ascend.runtime import build
-from twintune.converters.adapter import read_adapter
-from twintune.converters.names import adapter_names, base_names
+from twintune.converters.adapter import read_adapter_for
+from twintune.converters.names import base_names
+from twintune.converters.saved_modules import trained_names
 from twintune.converters.weights import read_weights
 from twintune.models import read_model_config
 
@@ -42,7 +42,7 @@ class MindFormersModel:
         self.pad_token_id = pad_token_id
         self.config = read_model_config(model)
         self.model = model
-        self.adapter = None if adapter is None else read_adapter(adapter)
+        self.adapter = None if adapter is None else read_adapter_for(adapter, self.config)
         self.device = device
         self.dtype = dtype
         self.length = 0
@@ -102,10 +102,10 @@ class MindFormersModel:
     def _load(self, parameters: dict[str, Any]) -> None:
         names = base_names(self.config)
         put_in(parameters, ((names[name], array) for name, array in read_weights(self.model, self.config)))
+        trained: set[str] = set()
         if self.adapter is not None:
             lora, tensors = self.adapter
-            put_in(parameters, self._adapter_tensors(lora, tensors).items())
-        check_base(self.model, self.config, parameters)
-
-    def _adapter_tensors(self, lora: Lora, tensors: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        return {ours: tensors[name] for name, ours in adapter_names(self.config, lora.target_modules).items()}
+            ours = trained_names(self.config, lora)
+            put_in(parameters, ((ours[name], tensor) for name, tensor in tensors.items()))
+            trained.update(ours.values())
+        check_base(self.model, self.config, parameters, trained)

@@ -3,7 +3,7 @@
 MindFormers trains and predicts with random weights without a word; nothing here runs on trust.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,14 @@ import mindspore as ms
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Lora, TrainJob
+from twintune.backends import Lora, Quantization, TrainJob
 from twintune.backends.matching import put_each
-from twintune.converters.adapter import read_adapter
-from twintune.converters.names import adapter_names, base_names
-from twintune.converters.weights import read_weights
+from twintune.converters.adapter import read_adapter_for
+from twintune.converters.names import base_names
+from twintune.converters.saved_modules import trained_names
+from twintune.converters.weights import ABSMAX, network_tensors
 from twintune.errors import raise_collected
 from twintune.models import read_model_config
-
-LORA_MARK = "mindpet_delta_lora"
 
 
 def parameters_by_name(network: Any) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def parameters_by_name(network: Any) -> dict[str, Any]:
     return {parameter.name: parameter for parameter in network.get_parameters()}
 
 
-def put_in(parameters: dict[str, Any], tensors: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+def put_in(parameters: dict[str, Any], tensors: Iterable[tuple[str, NDArray[Any]]]) -> None:
     """Set parameters by MindFormers name, each in the dtype that it has.
 
     Raises:
@@ -36,8 +35,14 @@ def put_in(parameters: dict[str, Any], tensors: Iterable[tuple[str, NDArray[np.f
     put_each(parameters, tensors, _set)
 
 
-def _set(parameter: Any, tensor: NDArray[np.float32]) -> None:
-    parameter.set_data(ms.Tensor(tensor).astype(parameter.dtype))
+def _set(parameter: Any, tensor: NDArray[Any]) -> None:
+    parameter.set_data(_in_dtype_of(parameter, tensor))
+
+
+def _in_dtype_of(parameter: Any, tensor: NDArray[Any]) -> ms.Tensor:
+    # MindSpore does not read NumPy's bfloat16; codes are bytes already.
+    numbers = tensor if tensor.dtype == np.uint8 else tensor.astype(np.float32)
+    return ms.Tensor(numbers).astype(parameter.dtype)
 
 
 def put_on_adapter(job: TrainJob, parameters: dict[str, Any]) -> None:
@@ -47,16 +52,17 @@ def put_on_adapter(job: TrainJob, parameters: dict[str, Any]) -> None:
         UserError: for every parameter that is missing, misshapen, differs or comes from nowhere.
     """
     config = read_model_config(job.model)
-    _, initial = read_adapter(job.initial_adapter)
-    names = adapter_names(config, job.lora.target_modules)
+    _, initial = read_adapter_for(job.initial_adapter, config)
+    names = trained_names(config, job.lora)
     put_in(parameters, ((names[name], tensor) for name, tensor in initial.items()))
-    check_base(job.model, config, parameters)
+    held = network_tensors(job.model, config, job.dtype, job.quantization)
+    check_base(job.model, parameters, held, set(names.values()))
     check_trainable(parameters, set(names.values()))
 
 
 def adapter_tensors(parameters: dict[str, Any], config: dict[str, Any], lora: Lora) -> dict[str, NDArray[np.float32]]:
-    """The LoRA matrices by PEFT name, A [r, in] and B [out, r]."""
-    return {name: to_numpy(parameters[ours]) for name, ours in adapter_names(config, lora.target_modules).items()}
+    """All trained parameters by PEFT name, A [r, in] and B [out, r]."""
+    return {name: to_numpy(parameters[ours]) for name, ours in trained_names(config, lora).items()}
 
 
 def to_numpy(parameter: Any) -> NDArray[np.float32]:
@@ -65,35 +71,41 @@ def to_numpy(parameter: Any) -> NDArray[np.float32]:
     return array
 
 
-def check_base(model: Path, config: dict[str, Any], parameters: dict[str, Any]) -> None:
+def check_base(
+    model: Path, parameters: dict[str, Any], wanted: Iterable[tuple[str, NDArray[Any]]], trained: Set[str]
+) -> None:
     """Compare every base parameter in the network with the Hugging Face file, and account for all.
+
+    Args:
+        model: Hugging Face folder, for messages.
+        parameters: of the network, by MindFormers name.
+        wanted: what it must hold, see network_tensors.
+        trained: names of those that the adapter brings.
 
     Raises:
         UserError: for every parameter that is missing, differs, or comes from nowhere.
     """
-    names = base_names(config)
-    known = set(names.values())
-    problems = [
-        f"network: {name} must come from the base weights, got a random parameter"
-        for name in parameters
-        if name not in known and LORA_MARK not in name
-    ]
-    for theirs, array in read_weights(model, config):
-        parameter = parameters.get(names[theirs])
+    problems = []
+    strangers = parameters.keys() - trained
+    for name, array in wanted:
+        strangers.discard(name)
+        parameter = parameters.get(name)
         if parameter is None:
-            problems.append(f"network: {names[theirs]} must be there for {theirs}, got no such parameter")
-        elif not _same(parameter, array):
-            problems.append(f"network: {names[theirs]} must equal {theirs} of {model}, got other values")
+            problems.append(f"network: {name} must be there for the base weights, got no such parameter")
+        elif name not in trained and not _same(parameter, array):
+            problems.append(f"network: {name} must equal that of {model}, got other values")
+    problems += [
+        f"network: {name} must come from the base weights, got a random parameter" for name in sorted(strangers)
+    ]
     raise_collected(problems)
 
 
-def _same(parameter: Any, array: NDArray[np.float32]) -> bool:
-    wanted = ms.Tensor(array).astype(parameter.dtype).astype(ms.float32).asnumpy()
-    return np.array_equal(to_numpy(parameter), wanted)
+def _same(parameter: Any, array: NDArray[Any]) -> bool:
+    return np.array_equal(to_numpy(parameter), to_numpy(_in_dtype_of(parameter, array)))
 
 
-def check_trainable(parameters: dict[str, Any], adapter: set[str]) -> None:
-    """Exactly the LoRA matrices are trained.
+def check_trainable(parameters: dict[str, Any], adapter: Set[str]) -> None:
+    """Exactly the parameters that the adapter brings are trained.
 
     Raises:
         UserError: for every parameter on the wrong side.

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from twintune.backends import Lora
 from twintune.backends.matching import check_matrices
-from twintune.converters.adapter import PEFT_PREFIX
+from twintune.converters.saved_modules import PEFT_PREFIX, require_own_head
 from twintune.errors import UserError, raise_collected
+
+WHOLE = ".modules_to_save.default."  # PEFT's copy of a module that is trained whole
 
 
 def load_base(folder: Path, device: str, dtype: str) -> Any:
@@ -68,12 +70,12 @@ def recompute_activations(base: Any) -> None:
 
 
 def put_on_adapter(base: Any, lora: Lora, tensors: Mapping[str, NDArray[np.float32]], source: Path) -> Any:
-    """Wrap a base model with PEFT's LoRA and set its matrices, float32 by PEFT file name.
+    """Wrap a base model with PEFT's LoRA and set all that is trained, float32 by PEFT file name.
 
     PeftModel.from_pretrained is not used because it only warns about missing and unexpected names.
 
     Raises:
-        UserError: for every name or shape in which `source` and the model differ.
+        UserError: for every name or shape in which `source` and the model differ, and as require_own_head.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -82,18 +84,24 @@ def put_on_adapter(base: Any, lora: Lora, tensors: Mapping[str, NDArray[np.float
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=list(lora.target_modules),
+        modules_to_save=list(lora.modules_to_save) or None,
         task_type="CAUSAL_LM",
     )
+    require_own_head(lora.modules_to_save, base.config.tie_word_embeddings)
     with warnings.catch_warnings():
+        # peft 0.18 takes every architecture that can be tied for tied
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
         # peft 0.21 asks transformers 5 for gradient checkpointing by its old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model = get_peft_model(base, config)
+    for parameter in adapter_parameters(model).values():
+        parameter.data = parameter.data.float()  # PEFT leaves whole modules in the base's dtype
     put_in_adapter(model, tensors, str(source))
     return model
 
 
 def put_in_adapter(model: Any, tensors: Mapping[str, NDArray[np.float32]], source: str) -> None:
-    """Set all LoRA matrices of a PEFT model, float32 by PEFT file name.
+    """Set all trained parameters of a PEFT model, float32 by PEFT file name.
 
     Raises:
         UserError: for every name or shape in which `source` and the model differ.
@@ -111,25 +119,29 @@ def put_in(parameter: Any, tensor: NDArray[np.float32]) -> None:
 
 
 def adapter_parameters(model: Any) -> dict[str, Any]:
-    """The LoRA parameters of a PEFT model by the names its file has (without the adapter's own name)."""
+    """The trained parameters of a PEFT model by the names its file has: LoRA matrices, weights of whole modules."""
     return {
-        name.replace(".default.weight", ".weight"): parameter
+        name.replace(WHOLE, ".").replace(".default.weight", ".weight"): parameter
         for name, parameter in model.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name
+        if _is_trained(name)
     }
 
 
 def base_parameters(model: Any) -> dict[str, Any]:
-    """The parameters of a PEFT model that are not LoRA's, by Hugging Face name; tied ones once."""
+    """The parameters of a PEFT model that are the base's own, by Hugging Face name; tied ones once."""
     return {
-        name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."): parameter
+        name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".original_module.", "."): parameter
         for name, parameter in model.named_parameters()
-        if ".lora_A." not in name and ".lora_B." not in name
+        if not _is_trained(name)
     }
 
 
+def _is_trained(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name or WHOLE in name
+
+
 def adapter_tensors(model: Any) -> dict[str, NDArray[np.float32]]:
-    """The LoRA matrices as float32 NumPy arrays by PEFT file name, A [r, in] and B [out, r]."""
+    """All trained parameters as float32 NumPy arrays by PEFT file name, A [r, in] and B [out, r]."""
     return {name: to_numpy(parameter) for name, parameter in adapter_parameters(model).items()}
 
 

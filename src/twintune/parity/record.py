@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from twintune.artifacts import refuse_used_folder
 from twintune.backends import Probe, TrainJob
-from twintune.converters.adapter import make_initial_adapter, read_adapter, write_adapter
+from twintune.converters.adapter import read_adapter, write_adapter, write_initial_adapter
 from twintune.converters.merged_weights import merged_weights
 from twintune.converters.tokens import load_tokenizer
 from twintune.converters.weights import find_weights
@@ -119,8 +119,7 @@ def first_steps(run: Run, steps: int) -> Run:
 def probe_job(run: Run, workshop: Path) -> TrainJob:
     """The run's job with its initial adapter written out, as a probe reads it."""
     job = replace(run.job, initial_adapter=workshop / "initial_adapter", output_dir=workshop / "probe")
-    tensors = make_initial_adapter(run.config, job.lora, job.seed)
-    write_adapter(job.initial_adapter, tensors, job.lora, str(job.model))
+    write_initial_adapter(job.initial_adapter, job.model, run.config, job.lora, job.seed)
     return job
 
 
