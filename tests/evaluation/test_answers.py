@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twintune.evaluation.answers import exact_match, final_answer
 from twintune.errors import UserError
+from twintune.evaluation.answers import exact_match, final_answer
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,6 @@ MARKED = re.compile(
 JUDGED = re.compile(
     rf"{LETTER}\s*[)）】]?\s*(?:项|选项)?\s*(?:is\s+(?:the\s+)?(?:correct|right)|是?(?:正确|对)的?(?!吗))"
 )
-    rf"{LETTER}\s*[)）】]?\s*(?:项|选项)?\s*(?:is\s+(?:the\s+)?(?:correct|right)|是?(?:正确|对)的?(?!吗))"
-)
 ALONE = re.compile(rf"\s*[(\[【]?\s*{LETTER}\s*(?:[)\].、:】]|$)", re.MULTILINE)
 BRACKETED = re.compile(r"\(([A-E])\)")
 # A second letter beside the first: the text does not decide.

@@ -23,17 +23,13 @@ SCALES = {
     " billion": 10**9,
     " trillion": 10**12,
 }
-SCALE = (
-    rf"{GAP}(?:万亿|亿|千万|百万|十万|万|千(?![米克瓦卡焦帕])|百|(?:hundred|thousand|million|billion|trillion)\b)"
-)
+SCALE = rf"{GAP}(?:万亿|亿|千万|百万|十万|万|千(?![米克瓦卡焦帕])|百|(?:hundred|thousand|million|billion|trillion)\b)"
 PERCENT = rf"{GAP}(?:%|percent\b|per cent\b)"
 # A minus belongs to the number unless a digit or a word stands before it: 5-3 is a calculation, mid-5 a name.
 SIGN = r"(?:(?<![\dA-Za-z)\]}%])[-+](?=[\d.(¥€£￥])|负\s*|\bnegative\s+|\bminus\s+)?"
 MIXED = (
     rf"(?:\d+{GAP}{STACKED}|\d+(?:[ \t]+|{GAP}(?:又|and){GAP})\d+{GAP}/{GAP}\d+"
     rf"|\d+{GAP}又{GAP}\d+{GAP}分之{GAP}\d+)"
-)
-    rf"(?:\d+{GAP}{STACKED}|\d+(?:[ \t]+|{GAP}(?:又|and){GAP})\d+{GAP}/{GAP}\d+|\d+{GAP}又{GAP}\d+{GAP}分之{GAP}\d+)"
 )
 FRACTION = (
     rf"(?:{STACKED}|百分之{GAP}{DECIMAL}|\d+{GAP}分之{GAP}\d+|{DECIMAL}{GAP}/{GAP}{DECIMAL}(?![/\d])|\d+:\d+(?![:\d]))"
