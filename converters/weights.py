@@ -1,4 +1,4 @@
-"""Base weights of a Hugging Face folder, every parameter accounted for, and the MindFormers checkpoint of them."""
+"""Base weights of a Hugging Face folder, every parameter accounted for."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.artifacts import cache_folder, new_folder, sha256_file, sha256_json, write_json
-from twintune.converters.mindspore_checkpoint import write_checkpoint
 from twintune.converters.names import base_names, base_shapes
 from twintune.converters.sharded import read_sharded
 from twintune.converters.stored_tensors import WEIGHT_DTYPES, StoredTensor
 from twintune.errors import UserError, raise_collected
 
-CHECKPOINT = "base.ckpt"
 # Buffers that old Hugging Face files carry; both frameworks compute them from the configuration.
 DERIVED = "rotary_emb.inv_freq"
 EMBEDDING = "model.embed_tokens.weight"
@@ -147,31 +144,6 @@ def read_weights(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str,
     """
     for name, tensor in find_weights(folder, config).tensors.items():
         yield name, tensor.read_as(WEIGHT_DTYPES["float32"])
-
-
-def base_checkpoint(folder: Path, config: Mapping[str, Any], dtype: str) -> Path:
-    """The MindFormers .ckpt of a Hugging Face folder, converted once and cached by the hash of both.
-
-    Args:
-        folder: Hugging Face folder.
-        config: its checked config.json.
-        dtype: float32, float16 or bfloat16, as the network will hold the weights.
-
-    Returns:
-        Path of a `base.ckpt` that `load_param_into_net` takes whole.
-
-    Raises:
-        UserError: as find_weights, and for every weight too large for `dtype`.
-    """
-    source = {file.name: sha256_file(file) for file in weight_files(folder)}
-    key = sha256_json({"source": source, "config": base_names(config), "dtype": dtype})
-    cached = cache_folder() / "base" / key
-    if not cached.is_dir():
-        with new_folder(cached) as aside:
-            tensors = find_weights(folder, config).tensors
-            write_checkpoint(aside / CHECKPOINT, renamed(tensors, base_names(config), dtype))
-            write_json(aside / "manifest.json", {"source": source, "dtype": dtype, "file": CHECKPOINT})
-    return cached / CHECKPOINT
 
 
 def renamed(

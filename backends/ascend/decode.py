@@ -13,13 +13,14 @@ import numpy as np
 from mindspore import nn
 from numpy.typing import NDArray
 
+from twintune.backends import Quantization
+from twintune.backends.ascend.nf4 import put_on_nf4
 from twintune.backends.ascend.parameters import check_base, parameters_by_name, put_in
 from twintune.backends.ascend.profile import compiled_length, context, model_section, pet_config
 from twintune.backends.ascend.runtime import build
 from twintune.converters.adapter import read_adapter_for
-from twintune.converters.names import base_names
+from twintune.converters.base_checkpoint import network_tensors
 from twintune.converters.saved_modules import trained_names
-from twintune.converters.weights import read_weights
 from twintune.models import read_model_config
 
 
@@ -38,13 +39,23 @@ class LastLogits(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
 class MindFormersModel:
     """The LanguageModel protocol over a MindFormers network with its adapter, or without."""
 
-    def __init__(self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str) -> None:
+    def __init__(
+        self,
+        model: Path,
+        adapter: Path | None,
+        *,
+        pad_token_id: int,
+        device: str,
+        dtype: str,
+        quantization: Quantization | None = None,
+    ) -> None:
         self.pad_token_id = pad_token_id
         self.config = read_model_config(model)
         self.model = model
         self.adapter = None if adapter is None else read_adapter_for(adapter, self.config)
         self.device = device
         self.dtype = dtype
+        self.quantization = quantization
         self.length = 0
         self.rows: list[list[int]] = []
 
@@ -95,17 +106,19 @@ class MindFormersModel:
         if self.adapter is not None:
             section["model_config"]["pet_config"] = pet_config(self.adapter[0], self.dtype)
         self.network = build(section, context(self.device))
+        if self.quantization is not None:
+            put_on_nf4(self.network, self.quantization.block_size)
         self.network.set_train(False)
         self._load(parameters_by_name(self.network))
         self.last = LastLogits(self.network)
 
     def _load(self, parameters: dict[str, Any]) -> None:
-        names = base_names(self.config)
-        put_in(parameters, ((names[name], array) for name, array in read_weights(self.model, self.config)))
+        put_in(parameters, network_tensors(self.model, self.config, self.dtype, self.quantization))
         trained: set[str] = set()
         if self.adapter is not None:
             lora, tensors = self.adapter
             ours = trained_names(self.config, lora)
             put_in(parameters, ((ours[name], tensor) for name, tensor in tensors.items()))
             trained.update(ours.values())
-        check_base(self.model, self.config, parameters, trained)
+        wanted = network_tensors(self.model, self.config, self.dtype, self.quantization)
+        check_base(self.model, parameters, wanted, trained)

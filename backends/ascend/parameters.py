@@ -11,12 +11,11 @@ import mindspore as ms
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Lora, Quantization, TrainJob
+from twintune.backends import Lora, TrainJob
 from twintune.backends.matching import put_each
 from twintune.converters.adapter import read_adapter_for
-from twintune.converters.names import base_names
+from twintune.converters.base_checkpoint import network_tensors
 from twintune.converters.saved_modules import trained_names
-from twintune.converters.weights import ABSMAX, network_tensors
 from twintune.errors import raise_collected
 from twintune.models import read_model_config
 

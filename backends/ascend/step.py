@@ -8,6 +8,7 @@ from mindformers.wrapper.wrapper import MFTrainOneStepCell
 from mindspore import nn, ops
 
 from twintune.backends.ascend.accumulation import MeanGradients
+from twintune.backends.ascend.nf4 import put_on_nf4
 from twintune.backends.ascend.packed import PackedNetwork
 
 square_sum = ops.MultitypeFuncGraph("square_sum")
@@ -38,8 +39,17 @@ class TwintuneTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]  # min
     """
 
     def __init__(
-        self, network: nn.Cell, optimizer: nn.Cell, accumulation: int = 1, borders: str = "", **kwargs: Any
+        self,
+        network: nn.Cell,
+        optimizer: nn.Cell,
+        accumulation: int = 1,
+        borders: str = "",
+        nf4_block_size: int = 0,
+        **kwargs: Any,
     ) -> None:
+        if nf4_block_size:
+            # Here: MindFormers' Trainer has built the network and loads its weights next, as codes.
+            put_on_nf4(network, nf4_block_size)
         super().__init__(network, optimizer, **kwargs)
         if borders:
             self.network = PackedNetwork(network, borders)

@@ -16,6 +16,7 @@ from twintune.backends.ascend import runtime
 from twintune.backends.ascend.data import ordered_dataset
 from twintune.converters import mindrecord
 from twintune.converters.adapter import WEIGHTS, read_adapter, write_adapter
+from twintune.converters.base_checkpoint import network_tensors
 from twintune.converters.names import adapter_names
 from twintune.errors import UserError
 from twintune.models import read_model_config
@@ -92,7 +93,7 @@ def test_random_weights_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(train, "Trainer", Forgetful)
     job = make_job(tmp_path, steps=2, lora=LORA)
     job.output_dir.mkdir()
-    with pytest.raises(UserError, match="must equal model"):
+    with pytest.raises(UserError, match="must equal that of"):
         train.train(job, Recorder())
     assert not (job.output_dir / "adapter").exists()
 
@@ -101,10 +102,11 @@ def test_weights_of_another_model_are_noticed(tmp_path: Path) -> None:
     from twintune.backends.ascend.parameters import check_base
 
     config = read_model_config(save_tiny_model(tmp_path / "model", "llama"))
+    wanted = network_tensors(tmp_path / "model", config, "float32")
     with pytest.raises(UserError) as caught:
-        check_base(tmp_path / "model", config, {"stranger.weight": None})
+        check_base(tmp_path / "model", {"stranger.weight": None}, wanted, trained=set())
     assert any("stranger.weight must come from the base weights" in text for text in caught.value.messages)
-    assert any("must be there for model.layers.0" in text for text in caught.value.messages)
+    assert any("layers.0.attention.wq.weight must be there" in text for text in caught.value.messages)
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
