@@ -144,6 +144,7 @@ class TrainJob:
         checkpoint_steps: steps after which a checkpoint is written, to `checkpoint(step)`; after the evaluation.
         save_only_model: whether checkpoints leave out what resuming needs.
         resume_from: the checkpoint to go on from; None begins with the initial adapter.
+        steps_done: optimizer steps that `resume_from` has behind it.
     """
 
     model: Path
@@ -169,6 +170,7 @@ class TrainJob:
     checkpoint_steps: tuple[int, ...] = ()
     save_only_model: bool = False
     resume_from: Path | None = None
+    steps_done: int = 0
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after a step."""
@@ -276,6 +278,9 @@ class Backend(Protocol):
 
     def choose_dtype(self, asked: str, device: str) -> Choice:
         """`auto` or a dtype name to one this backend computes in there. Raises UserError if it cannot."""
+
+    def choose_optimizer(self, asked: OptimizerName, device: str) -> Choice:
+        """The class that does what `train.optim` asks there. Raises UserError if it has none."""
 
     def plan(self, job: TrainJob) -> dict[str, str]:
         """What the framework would be given, as texts by file name, for --dry-run."""

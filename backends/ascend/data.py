@@ -1,5 +1,6 @@
 """Rows from MindRecord in the order that the front end dealt, padded to the compiled length."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,41 @@ def ordered_dataset(
         width = _most_conversations(files) + 1
         dataset = dataset.map(lambda lengths: conversation_ends(lengths, seq_length, width), LENGTHS, borders)
     return dataset.padded_batch(order[0].size, drop_remainder=True, pad_info=padding)
+
+
+def evaluation_batches(
+    mindrecord: Path, batch: int, seq_length: int, pad_token_id: int, borders: str | None
+) -> Iterator[list[NDArray[np.int32]]]:
+    """Unpacked rows in their own order, all batches of one shape; the last is filled up with rows that train nothing.
+
+    Yields:
+        The columns of ordered_dataset: int32 [batch, seq_length + 1] twice, and the borders of packed networks.
+    """
+    import mindspore.dataset as ds
+
+    files = [str(file) for file in shards(mindrecord)]
+    reader = ds.MindDataset(files, columns_list=list(COLUMNS), shuffle=False)
+    rows = list(reader.create_tuple_iterator(num_epochs=1, output_numpy=True))
+    for first in range(0, len(rows), batch):
+        taken = rows[first : first + batch]
+        input_ids = np.full((batch, seq_length + 1), pad_token_id, np.int32)
+        labels = np.full((batch, seq_length + 1), IGNORED, np.int32)
+        for number, (ids, trained) in enumerate(taken):
+            input_ids[number, : len(ids)] = ids
+            labels[number, : len(trained)] = trained
+        columns = [input_ids, labels]
+        if borders:
+            lengths = [len(ids) for ids, _ in taken] + [0] * (batch - len(taken))
+            columns.append(np.stack([one_conversation(length, seq_length, borders) for length in lengths]))
+        yield columns
+
+
+def one_conversation(tokens: int, length: int, borders: str) -> NDArray[np.int32]:
+    """The third column of a packed dataset for a row that holds one conversation."""
+    lengths = np.array([tokens], np.int32)
+    if borders == CONVERSATION_ENDS:
+        return conversation_ends(lengths, length, width=2)
+    return conversation_numbers(lengths, length)
 
 
 def conversation_numbers(lengths: NDArray[np.int32], seq_length: int) -> NDArray[np.int32]:

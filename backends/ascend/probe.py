@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 from twintune.backends import Forward, StepGradients, TrainJob
 from twintune.backends.ascend.accumulation import MeanGradients
-from twintune.backends.ascend.data import conversation_ends, conversation_numbers, ordered_dataset
+from twintune.backends.ascend.data import one_conversation, ordered_dataset
 from twintune.backends.ascend.keys import check_keys, check_overrides
 from twintune.backends.ascend.packed import PackedNetwork
 from twintune.backends.ascend.parameters import parameters_by_name, put_in, put_on_adapter, to_numpy
-from twintune.backends.ascend.profile import CONVERSATION_ENDS, compiled_length, packed_borders, training_config
+from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
 from twintune.backends.ascend.runtime import build
 from twintune.backends.ascend.stages import keep_stages, kept_outputs
 from twintune.backends.matching import check_matrices
-from twintune.converters.names import adapter_names, base_names
+from twintune.converters.names import base_names
 from twintune.converters.rows import IGNORED
+from twintune.converters.saved_modules import trained_names
 from twintune.converters.weights import read_weights
 from twintune.errors import UserError, raise_collected
 from twintune.models import read_model_config
@@ -40,8 +41,7 @@ class AscendProbe:
         put_in(parameters, ((names[name], tensor) for name, tensor in read_weights(job.model, config)))
         put_on_adapter(job, parameters)
         self._base = {name: parameters[ours] for name, ours in names.items()}
-        matrices = adapter_names(config, job.lora.target_modules)
-        self._adapter = {name: parameters[ours] for name, ours in matrices.items()}
+        self._adapter = {name: parameters[ours] for name, ours in trained_names(config, job.lora).items()}
         self._network = DataOrderWrapperCell(columns, network)
         if self._borders:
             self._network = PackedNetwork(self._network, self._borders)
@@ -94,7 +94,7 @@ class AscendProbe:
         input_ids[0, : len(row)] = row
         inputs = [input_ids, input_ids]  # labels, which evaluation does not use
         if self._borders:
-            inputs.append(_one_conversation(len(row), self._length, self._borders)[None])
+            inputs.append(one_conversation(len(row), self._length, self._borders)[None])
         logits = self._network(*map(ms.Tensor, inputs))[0]
         return Forward(logits.asnumpy()[0, : len(row)].copy(), kept_outputs(self._stages, len(row)))
 
@@ -149,14 +149,6 @@ def build_for_training(job: TrainJob) -> tuple[nn.Cell, list[str]]:
     per_token = settings["calculate_per_token_loss"]
     network = build(settings["model"], settings["context"], calculate_per_token_loss=per_token)
     return network, settings["train_dataset"]["input_columns"]
-
-
-def _one_conversation(tokens: int, length: int, borders: str) -> NDArray[np.int32]:
-    """The third column of a packed dataset for a row that holds one conversation."""
-    lengths = np.array([tokens], np.int32)
-    if borders == CONVERSATION_ENDS:
-        return conversation_ends(lengths, length, width=2)
-    return conversation_numbers(lengths, length)
 
 
 def _places(rows: Sequence[NDArray[np.int32]], batch: int) -> Iterator[list[NDArray[np.int32]]]:

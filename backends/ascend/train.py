@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 import twintune.backends.ascend.step  # noqa: F401  registers the step cell with MindFormers
 from twintune.artifacts import write_yaml
 from twintune.backends import Step, TrainJob, Watcher
+from twintune.backends.ascend.checkpoint import resume, save
 from twintune.backends.ascend.data import ordered_dataset
+from twintune.backends.ascend.evaluation import Evaluator
 from twintune.backends.ascend.keys import check_keys, check_overrides
 from twintune.backends.ascend.parameters import adapter_tensors, parameters_by_name, put_on_adapter
 from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
 from twintune.backends.ascend.runtime import start
 from twintune.converters.adapter import write_adapter
-from twintune.converters.weights import base_checkpoint
+from twintune.converters.base_checkpoint import base_checkpoint
+from twintune.converters.names import adapter_names
 from twintune.errors import UserError
 from twintune.models import read_model_config
 
@@ -30,7 +33,7 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         UserError: if a weight did not arrive in the network, or a step is not finite.
     """
     watcher.status("converting the base weights (once for each model)")
-    base = base_checkpoint(job.model, read_model_config(job.model), job.dtype)
+    base = base_checkpoint(job.model, read_model_config(job.model), job.dtype, job.quantization)
     config_file = job.output_dir / "mindformers.yaml"
     check_overrides(job.overrides)
     settings = training_config(job, job.device)
@@ -42,7 +45,7 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         watcher.status(f"attention of packed rows: {borders.value} ({borders.reason})")
     dataset = ordered_dataset(
         job.rows / "rows.mindrecord",
-        job.order,
+        job.order[job.steps_done :],
         compiled_length(job.row_length),
         job.pad_token_id,
         borders.value if borders else None,
@@ -67,12 +70,17 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
         self.watcher = watcher
         self.adapter: dict[str, NDArray[np.float32]] = {}
         self.parameters: dict[str, Any] = {}
+        self.evaluator: Evaluator | None = None
         self.began = 0.0
 
     def on_train_begin(self, run_context: Any) -> None:
         """MindFormers trains random weights without a word: nothing starts before all are in place."""
-        self.parameters = parameters_by_name(run_context.original_args().train_network.network)
+        cell = run_context.original_args().train_network
+        self.parameters = parameters_by_name(cell.network)
         put_on_adapter(self.job, self.parameters)
+        resume(self.job, self._by_peft_name(), cell.optimizer)
+        if self.job.evaluation_steps:
+            self.evaluator = Evaluator(self.job, cell.network)
         self.watcher.status("compiling the graph (minutes for a large model; the first step waits for it)")
         self.began = time.perf_counter()
 
@@ -80,22 +88,35 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
         """Report a step as it is, and keep the adapter where asked; stop on one that is not finite."""
         params = run_context.original_args()
         loss, _, _, learning_rate, norm, tokens = (float(value.asnumpy()) for value in params.net_outputs)
-        number = int(params.cur_step_num)
+        number = self.job.steps_done + int(params.cur_step_num)
         if not np.isfinite([loss, norm]).all():
             rows = self.job.order[number - 1].ravel().tolist()
             raise UserError(
                 f"step {number}: loss and gradient norm must be finite, got {loss} and {norm} on rows {rows}; "
                 "lower train.learning_rate or use backend.dtype=float32"
             )
-        if number in self.job.snapshot_steps:
-            write_adapter(self.job.snapshot(number), self._adapter(), self.job.lora, str(self.job.model))
         now = time.perf_counter()
         self.watcher.step(Step(number, loss, norm, learning_rate, int(tokens), now - self.began))
-        self.began = now
+        self._keep(number, params.train_network.optimizer)
+        self.began = time.perf_counter()
+
+    def _keep(self, number: int, optimizer: Any) -> None:
+        """Evaluate and write what is asked for after this step."""
+        if number in self.job.snapshot_steps:
+            write_adapter(self.job.snapshot(number), self._adapter(), self.job.lora, str(self.job.model))
+        if self.evaluator and number in self.job.evaluation_steps:
+            self.watcher.evaluated(self.evaluator.evaluate(number))
+        if number in self.job.checkpoint_steps:
+            save(self.job, self._adapter(), optimizer, number)
+            self.watcher.saved(number)
 
     def on_train_end(self, run_context: Any) -> None:
         """Take the adapter out under its PEFT names."""
         self.adapter = self._adapter()
+
+    def _by_peft_name(self) -> dict[str, Any]:
+        names = adapter_names(read_model_config(self.job.model), self.job.lora.target_modules)
+        return {name: self.parameters[ours] for name, ours in names.items()}
 
     def _adapter(self) -> dict[str, NDArray[np.float32]]:
         return adapter_tensors(self.parameters, read_model_config(self.job.model), self.job.lora)

@@ -20,8 +20,8 @@ def save(job: TrainJob, model: Any, optimizer: Any, step: int) -> None:
     )
 
 
-def resume(job: TrainJob, model: Any, optimizer: Any) -> int:
-    """Put `job.resume_from` in place of the beginning, and give the steps that it has behind it.
+def resume(job: TrainJob, model: Any, optimizer: Any) -> None:
+    """Put `job.resume_from`, if there is one, in place of the beginning.
 
     Random generators are set where the checkpoint has their states: one that was written on another device
     or backend has not, and dropout is then drawn anew.
@@ -30,7 +30,7 @@ def resume(job: TrainJob, model: Any, optimizer: Any) -> int:
         UserError: for a checkpoint that is broken or of another adapter or optimizer.
     """
     if job.resume_from is None:
-        return 0
+        return
     tensors, state = read_checkpoint(job.resume_from)
     put_in_adapter(model, tensors, str(job.resume_from))
     put_in_state(optimizer, adapter_parameters(model), state, str(job.resume_from))
@@ -38,7 +38,6 @@ def resume(job: TrainJob, model: Any, optimizer: Any) -> int:
         torch.set_rng_state(torch.from_numpy(state.generators["cpu"]))
     if job.device == "cuda" and "cuda" in state.generators:
         torch.cuda.set_rng_state(torch.from_numpy(state.generators["cuda"]))
-    return state.step
 
 
 def _generators(device: str) -> dict[str, NDArray[np.uint8]]:

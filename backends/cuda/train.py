@@ -50,8 +50,8 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         set_attention(model.get_base_model(), attention.value)
     optimizer = make_optimizer(job.optimizer, list(adapter_parameters(model).values()))
     torch.manual_seed(job.seed)
-    done = resume(job, model, optimizer)
-    for step in optimizer_steps(job, model, optimizer, done):
+    resume(job, model, optimizer)
+    for step in optimizer_steps(job, model, optimizer):
         watcher.step(step)
         if step.step in job.snapshot_steps:
             write_adapter(job.snapshot(step.step), adapter_tensors(model), job.lora, str(job.model))
@@ -81,8 +81,8 @@ def load_for_training(job: TrainJob) -> Any:
     return model.train()
 
 
-def optimizer_steps(job: TrainJob, model: Any, optimizer: Any, done: int = 0) -> Iterator[Step]:
-    """Train, giving each optimizer step after the first `done` ones as it ends.
+def optimizer_steps(job: TrainJob, model: Any, optimizer: Any) -> Iterator[Step]:
+    """Train, giving each optimizer step after `job.steps_done` as it ends.
 
     Raises:
         UserError: naming step and rows, if a loss or gradient is not finite or no token is trained.
@@ -90,7 +90,7 @@ def optimizer_steps(job: TrainJob, model: Any, optimizer: Any, done: int = 0) ->
     rows = open_rows(job.rows / "rows.arrow")
     parameters = list(adapter_parameters(model).values())
     rates = job_learning_rates(job)
-    for number, micro_batches in enumerate(job.order[done:], start=done):
+    for number, micro_batches in enumerate(job.order[job.steps_done :], start=job.steps_done):
         began = time.perf_counter()
         batches = [[read_row(rows, int(row)) for row in batch] for batch in micro_batches]
         tokens = sum(map(trained_tokens, batches))
