@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from twintune.converters.mindformers_files import LORA_MATRICES, kind_beside, read_mindformers
-from twintune.converters.names import TOP, base_names
+from twintune.converters.names import base_names
 from twintune.converters.stored_tensors import StoredTensor
 from twintune.converters.weights import EMBEDDING, HEAD, TIED_HEAD, BaseWeights, account, check_tied
 from twintune.errors import UserError
@@ -36,7 +36,7 @@ def find_mindformers_weights(source: Path, config: Mapping[str, Any], *, leave_o
             "cannot keep; export them with `twintune export adapter`, and give --leave-out-lora to go on without them"
         )
     account(source, config, stored, names, kinds)
-    check_tied(source, stored, TOP[EMBEDDING], kinds)
+    check_tied(source, stored, names[EMBEDDING], kinds)
     return BaseWeights({theirs: stored[name] for theirs, name in names.items()}, Counter(kinds.values()))
 
 

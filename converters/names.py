@@ -1,34 +1,17 @@
-"""One table of names, Hugging Face on the left and MindFormers on the right, walked in both directions.
-
-It also says which architectures MindFormers' LlamaForCausalLM computes rightly: it loads others
-without a word and computes something else (qwen3, gemma, granite, mistral with a window).
-"""
+"""The tables of names in families.py, walked in both directions, and the shapes of what they name."""
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-MODULES = {
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.down_proj": "feed_forward.w2",
-    "mlp.up_proj": "feed_forward.w3",
-}
-NORMS = {
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-TOP = {
-    "model.embed_tokens.weight": "model.tok_embeddings.embedding_weight",
-    "model.norm.weight": "model.norm_out.weight",
-    "lm_head.weight": "lm_head.weight",
-}
-LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from twintune.converters.families import EVERY_MODULE, family_of
+
+LINEAR_MODULES = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),  # llama, qwen2, mistral
+    *("dense", "fc1", "fc2"),  # phi, with q_proj, k_proj, v_proj
+)
 LORA = {"lora_A.weight": "mindpet_delta_lora_a", "lora_B.weight": "mindpet_delta_lora_b"}
-MODULE_NAMES = {ours: theirs for theirs, ours in MODULES.items()}
+MODULE_NAMES = {ours: theirs for theirs, ours in EVERY_MODULE.items()}
 LORA_NAMES = {ours: theirs for theirs, ours in LORA.items()}
 PARAMETER = re.compile(r"model\.layers\.(\d+)\.(\w+\.\w+)\.(\w+)")
 # PEFT's file names leave the adapter's own name out; a state dict that was saved as it was has it.
@@ -37,22 +20,28 @@ SPELLED = re.compile(r"(?:base_model\.|model\.)*layers\.(\d+)\.(\w+\.\w+)\.(lora
 
 def base_names(config: Mapping[str, Any]) -> dict[str, str]:
     """Every weight that a model with this config.json has, Hugging Face name to MindFormers name."""
-    names = dict(TOP)
+    family = family_of(config)
+    names = dict(family.top)
     if config.get("tie_word_embeddings", False):
         del names["lm_head.weight"]
     biased = biased_modules(config)
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
-        for theirs, ours in (MODULES | NORMS).items():
+        for theirs, ours in family.modules.items():
             names[f"{prefix}{theirs}.weight"] = f"{prefix}{ours}.weight"
+        for theirs, ours in family.norms.items():
+            names[f"{prefix}{theirs}"] = f"{prefix}{ours}"
         for theirs in biased:
-            names[f"{prefix}{theirs}.bias"] = f"{prefix}{MODULES[theirs]}.bias"
+            names[f"{prefix}{theirs}.bias"] = f"{prefix}{family.modules[theirs]}.bias"
     return names
 
 
 def biased_modules(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The linear layers with a bias: q, k, v for qwen2; q, k, v, o where `attention_bias` says so."""
-    attention = tuple(name for name in MODULES if name.startswith("self_attn."))
+    """The linear layers with a bias: all for phi; q, k, v for qwen2; q, k, v, o where `attention_bias` says so."""
+    modules = family_of(config).modules
+    attention = tuple(name for name in modules if name.startswith("self_attn."))
+    if config["model_type"] == "phi":
+        return tuple(modules)
     if config["model_type"] == "qwen2":
         return attention[:3]
     return attention if config.get("attention_bias", False) else ()
@@ -77,12 +66,15 @@ def linear_shapes(config: Mapping[str, Any], target_modules: Iterable[str]) -> d
         "gate_proj": (inner, hidden),
         "up_proj": (inner, hidden),
         "down_proj": (hidden, inner),
+        "dense": (hidden, heads),
+        "fc1": (inner, hidden),
+        "fc2": (hidden, inner),
     }
     wanted = set(target_modules)
     return {
         f"model.layers.{layer}.{module}": shapes[module.split(".")[1]]
         for layer in range(config["num_hidden_layers"])
-        for module in MODULES
+        for module in family_of(config).modules
         if module.split(".")[1] in wanted
     }
 
@@ -97,7 +89,8 @@ def base_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         if module in linear:
             shapes[name] = linear[module] if leaf == "weight" else linear[module][:1]
         else:
-            shapes[name] = (config["hidden_size"],) if module.endswith("norm") else embedding
+            whole = embedding[1:] if module.endswith("norm") else embedding
+            shapes[name] = whole[:1] if leaf == "bias" else whole
     return shapes
 
 
@@ -107,20 +100,20 @@ def adapter_names(config: Mapping[str, Any], target_modules: Iterable[str]) -> d
     for module in linear_shapes(config, target_modules):
         layer, _, leaf = module.partition(".layers.")[2].partition(".")
         for theirs, ours in LORA.items():
-            names[f"base_model.model.{module}.{theirs}"] = f"model.layers.{layer}.{MODULES[leaf]}.{ours}"
+            names[f"base_model.model.{module}.{theirs}"] = f"model.layers.{layer}.{EVERY_MODULE[leaf]}.{ours}"
     return names
 
 
 def standard_name(name: str) -> str | None:
     """The name that PEFT's own file has for a LoRA matrix, however it is spelled; None for any other tensor."""
     found = SPELLED.fullmatch(name)
-    if found is None or found[2] not in MODULES:
+    if found is None or found[2] not in EVERY_MODULE:
         return None
     return f"base_model.model.model.layers.{int(found[1])}.{found[2]}.{found[3]}.weight"
 
 
 def peft_name(name: str) -> str | None:
-    """The PEFT name of a LoRA matrix of MindFormers' LLaMA; None for any other parameter."""
+    """The PEFT name of a LoRA matrix in MindSpore; None for any other parameter."""
     found = PARAMETER.fullmatch(name)
     if found is None or found[2] not in MODULE_NAMES or found[3] not in LORA_NAMES:
         return None

@@ -10,10 +10,13 @@ import yaml
 
 from twintune.artifacts import parse_yaml
 from twintune.backends import Lora
-from twintune.converters.names import LINEAR_MODULES, MODULES
+from twintune.converters.families import EVERY_MODULE
+from twintune.converters.names import LINEAR_MODULES
 from twintune.errors import UserError, raise_collected
 
-LEAVES = {theirs.split(".")[1]: ours.split(".")[1] for theirs, ours in MODULES.items()}
+LEAVES = {theirs.split(".")[1]: ours.split(".")[1] for theirs, ours in EVERY_MODULE.items()}
+# Patterns of parameters that MindFormers trains beside the LoRA matrices, by PEFT's module.
+NOT_FROZEN = {"embed_tokens": "*tok_embeddings.*", "lm_head": "*lm_head.*"}
 NUMBERS: dict[str, tuple[Any, str]] = {
     "lora_rank": (int, "a whole number"),
     "lora_alpha": (int | float, "a number"),
@@ -44,6 +47,7 @@ def to_pet_config(lora: Lora) -> dict[str, Any]:
         "lora_alpha": lora.lora_alpha,
         "lora_dropout": lora.lora_dropout,
         "target_modules": "|".join(f"{LEAVES[module]}$" for module in lora.target_modules),
+        **({"freeze_exclude": [NOT_FROZEN[module] for module in lora.modules_to_save]} if lora.modules_to_save else {}),
     }
 
 
@@ -63,7 +67,8 @@ def read_pet_config(file: Path) -> PetConfig:
     raise_collected(f"{file}: pet_config.{problem}" for problem in _problems(section))
     pattern = section["target_modules"]
     targets = tuple(module for module in LINEAR_MODULES if re.match(pattern, LEAVES[module]))
-    lora = Lora(section["lora_rank"], section["lora_alpha"], section.get("lora_dropout", 0.0), targets)
+    saved = tuple(module for module, names in NOT_FROZEN.items() if names in (section.get("freeze_exclude") or ()))
+    lora = Lora(section["lora_rank"], section["lora_alpha"], section.get("lora_dropout", 0.0), targets, saved)
     return PetConfig(lora, tree.get("base_model_name_or_path"), tree.get("sha256"))
 
 
@@ -89,6 +94,13 @@ def _problems(section: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"exclude_layers must be empty, got {section['exclude_layers']!r}; every layer has the same LoRA"
         )
+    if not set(map(str, section.get("freeze_exclude") or ())) <= set(NOT_FROZEN.values()):
+        problems.append(
+            f"freeze_exclude must be of {', '.join(NOT_FROZEN.values())}, got {section['freeze_exclude']!r}; "
+            "no other parameter is carried across beside LoRA"
+        )
+    if section.get("freeze_include"):
+        problems.append(f"freeze_include must be empty, got {section['freeze_include']!r}; LoRA is trained in any case")
     return problems + _pattern_problems(section.get("target_modules"))
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.tiny_models import save_tiny_model
 from twintune.backends import missing_packages
 from twintune.errors import UserError
-from twintune.models import DEFAULTS, EMBEDDED, read_model_config, resolve_model
+from twintune.models import DEFAULTS, EMBEDDED, FAMILIES, read_model_config, resolve_model
 from twintune.recipe import ModelSection
 
 PLAIN: dict[str, Any] = {
@@ -44,7 +44,7 @@ def refusals(folder: Path) -> list[str]:
     ("keys", "sentence"),
     [
         *(
-            ({"model_type": name}, f"model_type must be one of ('llama', 'qwen2', 'mistral'), got {name!r}")
+            ({"model_type": name}, f"model_type must be one of {FAMILIES}, got {name!r}")
             for name in ("qwen3", "gemma", "granite", "phi3", "gpt2", None)
         ),
         ({"model_type": "mistral", "sliding_window": 512}, "sliding_window must be null, got 512"),
@@ -77,7 +77,7 @@ def test_all_refusals_come_at_once(tmp_path: Path) -> None:
         tmp_path, model_type="qwen3", hidden_act="gelu", mlp_bias=True, head_dim=8, rope_scaling={"type": "yarn"}
     )
     keys = [sentence.split()[0] for sentence in refusals(folder)]
-    assert keys == ["model_type", "hidden_act", "mlp_bias", "rope_type", "head_dim"]
+    assert keys == ["model_type", "mlp_bias", "rope_type", "head_dim", "hidden_act"]
 
 
 @pytest.mark.parametrize(

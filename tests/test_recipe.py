@@ -3,8 +3,10 @@ from typing import Any
 
 import pytest
 
+from twintune.converters.names import LINEAR_MODULES
+from twintune.converters.target_modules import OLD_NAMES
 from twintune.errors import UserError
-from twintune.recipe import LINEAR_LAYERS, Recipe, TargetModule, load_recipe
+from twintune.recipe import Recipe, TargetModule, load_recipe
 
 SMALLEST = "model: {name_or_path: ./tiny-llama}\ndata: {train: ./data.json}\n"
 
@@ -32,7 +34,7 @@ def test_defaults_are_those_of_the_fields(recipe_file: Path) -> None:
 
 
 def test_the_target_modules_are_the_linear_layers() -> None:
-    assert TargetModule.__args__ == LINEAR_LAYERS  # type: ignore[attr-defined]
+    assert TargetModule.__args__ == (*LINEAR_MODULES, *OLD_NAMES)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -78,8 +80,8 @@ def test_a_leaf_at_the_top_is_sent_to_its_section(recipe_file: Path) -> None:
         ("lora.target_modules=[]", "lora.target_modules must name at least one layer, got []"),
         (
             "lora.target_modules=[wq]",
-            "lora.target_modules.0 must be 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj' or "
-            "'down_proj', got 'wq'",
+            "lora.target_modules.0 must be 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', "
+            "'down_proj', 'dense', 'fc1', 'fc2', 'Wqkv' or 'out_proj', got 'wq'",
         ),
         ("backend.name=npu", "backend.name must be 'auto', 'cuda' or 'ascend', got 'npu'"),
     ],

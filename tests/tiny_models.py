@@ -21,6 +21,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "mistral": ("MistralConfig", {"sliding_window": None}),
+    "phi": ("PhiConfig", {"partial_rotary_factor": 0.4}),
     "granite": ("GraniteConfig", {}),  # of the same shape, yet computed otherwise: to be refused
 }
 
@@ -38,5 +39,7 @@ def save_tiny_model(folder: Path, family: str, **changes: Any) -> Path:
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith(".bias"):  # transformers makes them zero: losing them would not show
                 torch.nn.init.normal_(parameter, std=0.2)
+            elif family == "phi" and "layernorm" in parameter_name:  # and these one
+                torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
     model.to(torch.float32).save_pretrained(folder)
     return folder

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mindformers.dataset import CausalLanguageModelDataset
-from mindformers.models.llama import LlamaConfig
 from mindformers.pet.pet_config import LoraConfig
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.register.template import CONFIG_NAME_TO_CLASS, GeneralConfig
@@ -18,7 +17,8 @@ from mindspore.context import _Context
 from mindspore.dataset import MindDataset
 from mindspore.parallel._auto_parallel_context import _set_auto_parallel_context_func_map
 
-import twintune.backends.ascend.step  # noqa: F401  registers the step cell with MindFormers
+import twintune.backends.ascend.phi
+import twintune.backends.ascend.step  # noqa: F401  both register with MindFormers
 from twintune.errors import raise_collected
 
 # Read by getattr in BaseTrainer.training_process, though MindFormers' template does not list it.
@@ -38,6 +38,7 @@ OWNED = {
     "runner_wrapper.type": "none: the step cell keeps the loss normaliser",
     "runner_wrapper.accumulation": "train.gradient_accumulation_steps",
     "runner_wrapper.borders": "data.packing",
+    "runner_wrapper.nf4_block_size": "model.load_in_4bit",
     "model.model_config.use_eod_attn_mask_compression": "data.packing",
     "model.model_config.pad_token_id": "model.pad_token",
     "model.model_config.seq_length": "data.cutoff_len",
@@ -106,7 +107,8 @@ def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[str], s
 def _model_sections(model: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[str], set[str]]]:
     settings = model["model_config"]
     yield "model", model, {"model_config", "arch"}
-    yield "model.model_config", settings, _arguments(LlamaConfig) | {"type", "pet_config"}
+    known = _arguments(MindFormerRegister.get_cls(MindFormerModuleType.CONFIG, settings["type"]))
+    yield "model.model_config", settings, known | {"type", "pet_config"}
     if "pet_config" in settings:
         known = _arguments(LoraConfig) | {"pet_type"}
         yield "model.model_config.pet_config", settings["pet_config"], known

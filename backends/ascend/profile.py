@@ -1,7 +1,8 @@
 """The MindFormers configuration of a job, written in one place; its registry names appear nowhere else.
 
 Two profiles: on an NPU flash attention, fused norms, half precision and data sinking; on CPU the
-settings that MindSpore's CPU kernels allow. Only the keys in `_device_model` and `context` differ.
+settings that MindSpore's CPU kernels allow. Only the keys of `model_section` and `context` that
+ask for the device differ.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 from twintune.backends import Choice, Lora, Optimizer, Schedule, TrainJob
 from twintune.converters.names import biased_modules
 from twintune.converters.pet_config import to_pet_config
-from twintune.models import read_model_config
+from twintune.models import read_model_config, rotary_size
 
 LENGTH_MULTIPLE = 16  # NPU matrix units work in blocks of 16
 LEAST_COMPRESSED = 2048  # tokens; MindFormers refuses to compress the mask of shorter rows
@@ -73,6 +74,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
             "max_grad_norm": job.optimizer.max_grad_norm,
             "calculate_per_token_loss": True,
             **({"borders": packed_borders(job, device).value} if job.packed else {}),
+            **({"nf4_block_size": job.quantization.block_size} if job.quantization else {}),
         },
         "calculate_per_token_loss": True,  # the network then gives (loss sum, trained tokens)
         "optimizer": _optimizer(job.optimizer),
@@ -82,6 +84,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
         "use_parallel": False,
         "parallel": {"parallel_mode": 0, "gradients_mean": False, "full_batch": True},
         "parallel_config": {"data_parallel": 1, "model_parallel": 1, "pipeline_stage": 1},
+        "recompute_config": {"recompute": job.gradient_checkpointing, "select_recompute": False},
         "callbacks": [_checkpoint_monitor(job)],
         "context": context(device),
         "model": model_section(
@@ -112,9 +115,7 @@ def model_section(
     config: Mapping[str, Any], *, batch_size: int, seq_length: int, pad_token_id: int, device: str, dtype: str
 ) -> dict[str, Any]:
     """The `model` section for a checked config.json."""
-    biased = biased_modules(config)
-    model_config = {
-        "type": "LlamaConfig",
+    sizes = {
         "batch_size": batch_size,
         "seq_length": seq_length,
         "hidden_size": config["hidden_size"],
@@ -123,37 +124,43 @@ def model_section(
         "n_kv_heads": config["num_key_value_heads"] or config["num_attention_heads"],
         "vocab_size": config["vocab_size"],
         "intermediate_size": config["intermediate_size"],
-        "multiple_of": 1,
-        "rms_norm_eps": config["rms_norm_eps"],
         "theta": config["rope_theta"],
-        **_rope_scaling(config),
         "max_position_embedding": max(seq_length, config["max_position_embeddings"]),
-        "tie_word_embeddings": config["tie_word_embeddings"],
-        "qkv_has_bias": "self_attn.q_proj" in biased,
-        "attn_proj_has_bias": "self_attn.o_proj" in biased,
         "bos_token_id": config.get("bos_token_id"),
         "eos_token_id": config.get("eos_token_id"),
         "pad_token_id": pad_token_id,
         "ignore_token_id": -100,
-        "use_past": False,
         "offset": 0,
         "checkpoint_name_or_path": "",
-        **_device_model(device, dtype),
-    }
-    return {"model_config": model_config, "arch": {"type": "LlamaForCausalLM"}}
-
-
-def _device_model(device: str, dtype: str) -> dict[str, Any]:
-    on_npu = device == "npu"
-    return {
         "compute_dtype": dtype,
         "param_init_type": dtype,
         "layernorm_compute_type": "float32",
         "softmax_compute_type": "float32",
         "rotary_dtype": "float32",
-        "use_flash_attention": on_npu,
-        "fused_rms_norm": on_npu,
-        "use_rope_slice": not on_npu,  # the default rotary broadcasts in a BatchMatMul, which CPU refuses
+        "use_flash_attention": device == "npu",
+    }
+    name, own = ("Phi", _phi(config)) if config["model_type"] == "phi" else ("Llama", _llama(config, device))
+    return {"model_config": {"type": f"{name}Config", **sizes, **own}, "arch": {"type": f"{name}ForCausalLM"}}
+
+
+def _phi(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What only the network in phi.py reads."""
+    return {"rotary_size": rotary_size(config), "layer_norm_eps": config["layer_norm_eps"]}
+
+
+def _llama(config: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """What only MindFormers' LlamaForCausalLM reads."""
+    biased = biased_modules(config)
+    return {
+        "multiple_of": 1,
+        "rms_norm_eps": config["rms_norm_eps"],
+        **_rope_scaling(config),
+        "tie_word_embeddings": config["tie_word_embeddings"],
+        "qkv_has_bias": "self_attn.q_proj" in biased,
+        "attn_proj_has_bias": "self_attn.o_proj" in biased,
+        "use_past": False,
+        "fused_rms_norm": device == "npu",
+        "use_rope_slice": device != "npu",  # the default rotary broadcasts in a BatchMatMul, which CPU refuses
     }
 
 
@@ -212,7 +219,7 @@ def _checkpoint_monitor(job: TrainJob) -> dict[str, Any]:
     return {
         "type": "CheckpointMonitor",
         "prefix": "twintune",
-        "save_checkpoint_steps": len(job.order),
+        "save_checkpoint_steps": len(job.order) - job.steps_done,
         "integrated_save": False,
         "async_save": False,
         "save_trainable_params": True,

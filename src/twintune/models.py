@@ -1,6 +1,7 @@
 """Which model folder a recipe means, and whether both backends compute its architecture alike."""
 
 import json
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from twintune.errors import UserError, raise_collected
 from twintune.recipe import ModelSection
 
 EMBEDDED = "smollm2-135m-instruct"
-FAMILIES = ("llama", "qwen2", "mistral")
+FAMILIES = ("llama", "qwen2", "mistral", "phi")
 CONFIG = "config.json"
 
 # What a config.json may leave out: the defaults of transformers' configuration classes, which differ by family.
@@ -21,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 2048,
     "mlp_bias": False,
     "num_key_value_heads": None,
+    "partial_rotary_factor": 1.0,
     "rms_norm_eps": 1e-6,
     "rope_scaling": None,
     "rope_theta": 10000.0,
@@ -31,7 +33,9 @@ DEFAULTS: dict[str, Any] = {
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
     "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    "phi": {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "qk_layernorm": False},
 }
+DROPOUTS = ("attention_dropout", "embd_pdrop", "resid_pdrop")
 ROPE_NUMBERS = {
     "default": (),
     "linear": ("factor",),
@@ -125,19 +129,31 @@ def _rope(given: dict[str, Any]) -> dict[str, Any]:
     theta = parameters.pop("rope_theta", given.get("rope_theta", DEFAULTS["rope_theta"]))
     kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
     parameters.pop("type", None)
+    partial = parameters.pop("partial_rotary_factor", None)
     scaling = None if kind == "default" else {"rope_type": kind, **parameters}
-    return {"rope_theta": float(theta), "rope_scaling": scaling}
+    spelled = {"rope_theta": float(theta), "rope_scaling": scaling}
+    return spelled if partial is None else spelled | {"partial_rotary_factor": partial}
+
+
+def rotary_size(config: Mapping[str, Any]) -> int:
+    """How many numbers of each head are rotated, from its first on, as transformers rounds it."""
+    return int(config["hidden_size"] // config["num_attention_heads"] * config["partial_rotary_factor"])
+
+
+def unused_dropouts(config: Mapping[str, Any]) -> dict[str, float]:
+    """What a config.json says of dropout in the frozen base: it is left out on both backends, so that losses agree."""
+    return {key: config[key] for key in DROPOUTS if config.get(key)}
 
 
 def _unsupported(config: dict[str, Any]) -> list[str]:
-    problems = []
+    problems: list[str] = []
 
     def require(holds: bool, key: str, rule: str, value: Any) -> None:
         if not holds:
             problems.append(f"{key} must be {rule}, got {value!r}; twintune has not measured it to agree")
 
-    require(config.get("model_type") in FAMILIES, "model_type", f"one of {FAMILIES}", config.get("model_type"))
-    require(config["hidden_act"] == "silu", "hidden_act", "'silu'", config["hidden_act"])
+    family = config.get("model_type")
+    require(family in FAMILIES, "model_type", f"one of {FAMILIES}", family)
     require(not config["mlp_bias"], "mlp_bias", "false", config["mlp_bias"])
     rope = config["rope_scaling"] or {"rope_type": "default"}
     kind = rope["rope_type"]
@@ -147,6 +163,26 @@ def _unsupported(config: dict[str, Any]) -> list[str]:
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     require(hidden % (2 * heads) == 0, "hidden_size", f"a multiple of twice num_attention_heads {heads}", hidden)
     require(config["head_dim"] in (None, hidden // heads), "head_dim", str(hidden // heads), config["head_dim"])
-    if config["use_sliding_window"] or config.get("model_type") == "mistral":
+    if config["use_sliding_window"] or family == "mistral":
         require(config["sliding_window"] is None, "sliding_window", "null", config["sliding_window"])
+    (_require_phi if family == "phi" else _require_llama)(config, require)
     return problems
+
+
+def _require_llama(config: Mapping[str, Any], require: Callable[[bool, str, str, Any], None]) -> None:
+    require(config["hidden_act"] == "silu", "hidden_act", "'silu'", config["hidden_act"])
+    partial = config["partial_rotary_factor"]
+    require(partial == 1, "partial_rotary_factor", "1", partial)
+
+
+def _require_phi(config: Mapping[str, Any], require: Callable[[bool, str, str, Any], None]) -> None:
+    require(config["hidden_act"] == "gelu_new", "hidden_act", "'gelu_new'", config["hidden_act"])
+    require(not config["qk_layernorm"], "qk_layernorm", "false", config["qk_layernorm"])
+    require(not config["tie_word_embeddings"], "tie_word_embeddings", "false", config["tie_word_embeddings"])
+    require(config["rope_scaling"] is None, "rope_type", "default", config["rope_scaling"])
+    epsilon = config["layer_norm_eps"]
+    require(isinstance(epsilon, float) and epsilon > 0, "layer_norm_eps", "a number above 0", epsilon)
+    partial = config["partial_rotary_factor"]
+    inside = isinstance(partial, int | float) and 0 < partial <= 1
+    rule = "a number above 0, at most 1, that rotates an even number of each head's numbers"
+    require(inside and rotary_size(config) % 2 == 0 < rotary_size(config), "partial_rotary_factor", rule, partial)

@@ -5,9 +5,9 @@ import pytest
 
 from tests.tiny_models import save_tiny_model
 from twintune.backends import missing_packages
-from twintune.converters.names import LORA, MODULES, adapter_names, base_names, linear_shapes
+from twintune.converters.families import EVERY_MODULE, FAMILIES
+from twintune.converters.names import LINEAR_MODULES, LORA, adapter_names, base_names, linear_shapes, peft_name
 from twintune.models import read_model_config
-from twintune.recipe import LINEAR_LAYERS
 
 needs_torch = pytest.mark.skipif(bool(missing_packages("cuda")), reason="makes models with torch and peft")
 # peft 0.21 asks transformers 5 for gradient checkpointing by its old name
@@ -21,6 +21,8 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {"tie_word_embeddings": False}),
     ("mistral", {}),
     ("mistral", {"head_dim": 16, "tie_word_embeddings": True}),
+    ("phi", {}),
+    ("phi", {"num_key_value_heads": 4}),
 ]
 
 
@@ -46,7 +48,7 @@ def test_lora_names_and_shapes_are_those_of_peft(tmp_path: Path, family: str, ch
 
     folder = save_tiny_model(tmp_path, family, **changes)
     config = read_model_config(folder)
-    for targets in (LINEAR_LAYERS, ("v_proj", "down_proj")):
+    for targets in (LINEAR_MODULES, ("v_proj", "down_proj", "fc2")):
         base = AutoModelForCausalLM.from_pretrained(folder)
         shapes = linear_shapes(config, targets)
         assert {name: tuple(base.get_submodule(name).weight.shape) for name in shapes} == shapes
@@ -59,7 +61,7 @@ def test_lora_names_and_shapes_are_those_of_peft(tmp_path: Path, family: str, ch
         assert got == expected
         names = adapter_names(config, targets)
         assert names.keys() == expected.keys()
-        assert len(set(names.values())) == len(names)
+        assert {peft_name(ours): ours for ours in names.values()} == names
 
 
 @pytest.mark.skipif(
@@ -92,7 +94,8 @@ def test_lora_names_follow_the_layer_they_are_on() -> None:
     )
 
 
-def test_the_table_names_every_linear_layer_once() -> None:
-    assert {name.split(".")[1] for name in MODULES} == set(LINEAR_LAYERS)
-    assert len(set(MODULES.values())) == len(MODULES)
+def test_the_tables_name_every_linear_layer_once() -> None:
+    assert {name.split(".")[1] for name in EVERY_MODULE} == set(LINEAR_MODULES)
+    assert len(set(EVERY_MODULE.values())) == len(EVERY_MODULE)
+    assert all(family.modules.items() <= EVERY_MODULE.items() for family in FAMILIES.values())
     assert len(set(LORA.values())) == len(LORA)

@@ -20,7 +20,7 @@ from twintune.parity.msprobe import layer_mapping, stage_modules, whole_length, 
 from twintune.recipe import LINEAR_LAYERS
 
 LAYERS = 2
-CONFIG: dict[str, Any] = {"num_hidden_layers": LAYERS}
+CONFIG: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": LAYERS}
 # Stands in for msprobe.{pytorch,mindspore}: it names the modules that msprobe would hook, as msprobe does.
 STAND_IN = """
 import json

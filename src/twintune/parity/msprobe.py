@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from twintune.artifacts import new_file, new_folder, write_json, write_yaml
-from twintune.converters.names import MODULES, NORMS, TOP
+from twintune.converters.families import family_of
 from twintune.errors import UserError
 from twintune.parity.msprobe_texts import DUMP_MINDSPORE, DUMP_PYTORCH, README
 
 LENGTH_MULTIPLE = 16  # tokens; MindFormers' graphs are compiled for such lengths
-ACTIVATION = {"mlp.act_fn": "feed_forward.w1.activation"}  # MindFormers puts it at the end of w1
-STAGE_MODULES = {"embed_tokens": "model.embed_tokens", "norm": "model.norm", "logits": "lm_head"}
+STAGE_MODULES = {
+    "embed_tokens": "model.tok_embeddings",
+    "norm": "model.norm_out",
+    "logits": "lm_head",
+}  # MindSpore's names, alike in all families
 
 
 def write_msprobe(
@@ -80,14 +83,14 @@ def stage_modules(stage: str, config: Mapping[str, Any]) -> tuple[str, str]:
         stages = "embed_tokens, layers.N, norm or logits"
         raise UserError(f"msprobe: the stage must be {stages} of a model of {layers} layers, got {stage!r}")
     module = STAGE_MODULES[stage]
-    return f"{module}.", f"{_top()[module]}."
+    return f"{_top(config)[module]}.", f"{module}."
 
 
 def layer_mapping(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Every module of the network for msprobe's --layer_mapping: MindFormers name to Hugging Face name."""
-    mapping = {ours: theirs for theirs, ours in _top().items()}
+    mapping = _top(config)
     for layer in range(config["num_hidden_layers"]):
-        for theirs, ours in _in_a_layer().items():
+        for ours, theirs in _in_a_layer(config).items():
             mapping[f"model.layers.{layer}.{ours}"] = f"model.layers.{layer}.{theirs}"
     return {"TopLayer": mapping}
 
@@ -105,12 +108,19 @@ def _filled(text: str, **values: str | int) -> str:
     return text
 
 
-def _top() -> dict[str, str]:
-    """The modules outside layers, Hugging Face to MindFormers: their weights without the last part."""
-    return {theirs.rpartition(".")[0]: ours.rpartition(".")[0] for theirs, ours in TOP.items()}
+def _top(config: Mapping[str, Any]) -> dict[str, str]:
+    """The modules outside layers, MindSpore to Hugging Face: their weights without the last part."""
+    return _modules(family_of(config).top)
 
 
-def _in_a_layer() -> dict[str, str]:
-    """The modules of a layer, their parents included, Hugging Face to MindFormers."""
-    parents = {theirs.split(".")[0]: ours.split(".")[0] for theirs, ours in MODULES.items()}
-    return parents | MODULES | ACTIVATION | NORMS
+def _in_a_layer(config: Mapping[str, Any]) -> dict[str, str]:
+    """The modules of a layer, their parents included, MindSpore to Hugging Face."""
+    family = family_of(config)
+    theirs, ours = family.activation
+    parents = {ours.split(".")[0]: theirs.split(".")[0] for theirs, ours in family.modules.items()}
+    modules = {ours: theirs for theirs, ours in family.modules.items()}
+    return parents | modules | {ours: theirs} | _modules(family.norms)
+
+
+def _modules(weights: Mapping[str, str]) -> dict[str, str]:
+    return {ours.rpartition(".")[0]: theirs.rpartition(".")[0] for theirs, ours in weights.items()}
