@@ -4,6 +4,7 @@ A file of JSON lines that only grows, `{"key": ..., "answer": ...}`.
 """
 
 import json
+import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -38,8 +39,8 @@ class AnswerCache:
                 "wait for the other twintune reason, or stop it"
             ) from None
         try:
-            self._stream = self.path.open("ab")
             self._read()
+            self._stream = self.path.open("ab")
         except BaseException:
             self._lock.release()
             raise
@@ -65,6 +66,8 @@ class AnswerCache:
         self._stream.flush()
 
     def _read(self) -> None:
+        if not self.path.exists():
+            return
         data = self.path.read_bytes()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
@@ -72,7 +75,7 @@ class AnswerCache:
                 f"{self.path}: the last line is half-written, by a process that was killed: it is left out and removed",
                 file=sys.stderr,
             )
-            self._stream.truncate(whole)  # or the next answer would be written behind it
+            os.truncate(self.path, whole)  # or the next answer would be written behind it
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 entry = json.loads(line)

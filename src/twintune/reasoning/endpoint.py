@@ -8,8 +8,8 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from threading import Event
@@ -94,6 +94,7 @@ class Endpoint:
         """
         import httpx
 
+        self._stop = Event()
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         limits = httpx.Limits(max_connections=self._concurrency)
         with (
@@ -102,12 +103,28 @@ class Endpoint:
         ):
             numbers = {pool.submit(self._answer, client, prompt): number for number, prompt in enumerate(prompts)}
             try:
-                for future in as_completed(numbers):
-                    yield numbers[future], future.result()
-            except BaseException:  # also Ctrl-C, and a caller that stops: nothing more is to be asked
-                self._stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
+                yield from self._completed(numbers)
+            finally:  # after Ctrl-C, and for a caller that stops: nothing more is to be asked
+                self._end(numbers)
+
+    def _completed(self, numbers: dict[Future[str | Failure], int]) -> Iterator[tuple[int, str | Failure]]:
+        """What is answered, as it comes; after a refusal of all, what was under way, which is paid for too."""
+        refusal: UserError | None = None
+        for future in as_completed(numbers):
+            if future.cancelled():
+                continue
+            try:
+                yield numbers[future], future.result()
+            except UserError as error:
+                refusal = error
+                self._end(numbers)
+        if refusal is not None:
+            raise refusal
+
+    def _end(self, futures: Iterable[Future[str | Failure]]) -> None:
+        self._stop.set()
+        for future in futures:
+            future.cancel()
 
     def _answer(self, client: "httpx.Client", prompt: str) -> str | Failure:
         tried = 0

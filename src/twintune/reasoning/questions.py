@@ -13,6 +13,8 @@ from twintune.converters.data_files import find_files
 from twintune.converters.formats import load_format
 from twintune.converters.sources import Record, Rejection, read_file
 from twintune.errors import UserError
+from twintune.evaluation.choices import marked_letters
+from twintune.evaluation.plain_text import plain
 
 FORMAT = "logic_contest"
 PROMPT = """\
@@ -27,11 +29,9 @@ PROMPT = """\
 {{ letter }}. {{ option }}
 {% endfor %}
 """
-FULL_WIDTH = str.maketrans({chr(ord(letter) + 0xFEE0): letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"})
-# "**答案是：B**。", "因此最终答案为 (B)", "答案：Ｂ. text of the option"
-ANSWER = re.compile(
-    r"[*#\s]*(?:因此|所以|综上|故)?[,，]?\s*(?:最终|正确)?的?答案\s*(?:是|为)?[\s*]*[:：]?[\s*]*"
-    r"[(（【\[]?\s*(?P<letter>[A-ZＡ-Ｚ])(?![A-Za-zＡ-Ｚａ-ｚ])"
+# A last line that says nothing but the answer: "**答案是:B**", "因此,最终答案为(B)。", "答案:B. text of the option"
+CONCLUSION = re.compile(
+    r"[\s*#>]*(?:因此|所以|综上所述|综上|故)?[,，:：\s]*(?:最终|正确)?的?[\s*【]*(?:答案|故选|选|\\boxed)"
 )
 
 
@@ -130,9 +130,11 @@ class Prompt:
 
 
 def reasoning_towards(answer: str, gold: str) -> str | None:
-    """The reasoning of an answer whose last line names the gold letter, up to there; None of any other answer."""
-    text = answer.rstrip()
-    found = list(ANSWER.finditer(text))
-    if not found or "\n" in text[found[-1].end() :] or found[-1]["letter"].translate(FULL_WIDTH) != gold:
+    """The reasoning of an answer whose last line gives the gold letter, without a line that is the answer alone.
+
+    None for any other answer, and for one without reasoning.
+    """
+    before, _, last = answer.strip().rpartition("\n")
+    if marked_letters(plain(last)) != gold:
         return None
-    return text[: found[-1].start()].strip() or None
+    return (before if CONCLUSION.match(last) else answer).strip() or None
