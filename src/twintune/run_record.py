@@ -1,0 +1,108 @@
+"""run.json of a run folder: what was chosen and why, and what each session of the run cost.
+
+A session is one process: a run that was killed and went on from a checkpoint has several.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from twintune.artifacts import write_json
+from twintune.errors import UserError
+
+RECORD = "run.json"
+
+
+@dataclass
+class Session:
+    """One process that trained.
+
+    Attributes:
+        first_step: its first optimizer step, from 1.
+        seconds: from its first work to the end of training; None while it goes on, and if it was killed.
+        ended: `finished`, or the error that ended it; empty while it goes on, and if it was killed.
+        process_memory: bytes that the process took at most.
+        device_memory: bytes that the framework took on an accelerator at most; None on a CPU.
+        trackers: what went wrong with a tracker, by its name.
+    """
+
+    first_step: int
+    seconds: float | None = None
+    ended: str = ""
+    process_memory: int | None = None
+    device_memory: int | None = None
+    trackers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder knows of its run besides the logs.
+
+    Attributes:
+        plan: what runs where and why, pairs of a name and a sentence, of the last session.
+        versions: of Python and the packages that decide numbers, of the last session.
+        sessions: in their order.
+    """
+
+    plan: list[tuple[str, str]]
+    versions: dict[str, str]
+    sessions: list[Session]
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read run.json.
+
+    Raises:
+        UserError: if it is missing, or not what twintune train wrote.
+    """
+    path = folder / RECORD
+    try:
+        return TypeAdapter(RunRecord).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(
+            f"{path}: must be the record that twintune train writes, got: {' '.join(str(error).split())[:200]}; "
+            "give the output folder of a run"
+        ) from None
+
+
+@contextmanager
+def record_session(
+    folder: Path, plan: Sequence[tuple[str, str]], versions: Mapping[str, str], steps_done: int = 0
+) -> Iterator[Session]:
+    """Write run.json when a session begins, and again with what it cost when it ends, well or not.
+
+    Raises:
+        UserError: if the run goes on and its run.json cannot be read.
+    """
+    earlier = read_record(folder).sessions if steps_done else []
+    session = Session(steps_done + 1)
+    record = RunRecord(list(plan), dict(versions), [*earlier, session])
+    _write(folder, record)
+    began = time.perf_counter()
+    try:
+        yield session
+        session.ended = "finished"
+    except BaseException as error:
+        session.ended = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        session.seconds = time.perf_counter() - began
+        session.process_memory = _process_memory()
+        _write(folder, record)
+
+
+def _write(folder: Path, record: RunRecord) -> None:
+    write_json(folder / RECORD, asdict(record))
+
+
+def _process_memory() -> int:
+    """Bytes of main memory that this process took at most; Linux counts them in KiB, macOS in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
