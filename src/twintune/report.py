@@ -11,6 +11,7 @@ from rich.table import Table
 from twintune.artifacts import new_file
 from twintune.backends import Step
 from twintune.errors import UserError
+from twintune.figures import DARK, LIGHT, count_steps, save_png, tidy
 from twintune.markdown import escape, markdown_table
 
 REPORT = "report.md"
@@ -120,29 +121,24 @@ def loss_curve_png(path: Path, curves: Mapping[str, Sequence[Step]]) -> None:
     """
     # Figure without pyplot draws with Agg: no display, no global state.
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     (first, second), (first_log, second_log) = curves, curves.values()
     comparison = compare_logs(first_log, second_log)
     steps = [pair.first.step for pair in comparison.pairs]
     figure = Figure(figsize=(7.5, 5.0), dpi=150, layout="constrained")
     losses, residuals = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
-    losses.plot(steps, [step.loss for step in first_log], color="#9ecae1", linewidth=5, label=first)
-    losses.plot(steps, [step.loss for step in second_log], color="#08306b", linewidth=1.2, label=second)
+    losses.plot(steps, [step.loss for step in first_log], color=LIGHT, linewidth=5, label=first)
+    losses.plot(steps, [step.loss for step in second_log], color=DARK, linewidth=1.2, label=second)
     losses.set(title="Training loss, same rows, same initial adapter", ylabel="loss")
     losses.legend(frameon=False)
     residuals.axhline(0.0, color="#999999", linewidth=0.8)
     residuals.plot(steps, [pair.loss_difference for pair in comparison.pairs], color="#a50f15", linewidth=1.0)
-    residuals.set(xlabel="optimizer step", ylabel=f"{second}\nminus {first}")
+    residuals.set_ylabel(f"{second}\nminus {first}")
     residuals.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
-    residuals.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
-    for panel in (losses, residuals):
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(visible=True, color="#e6e6e6", linewidth=0.6)
-        panel.set_axisbelow(True)
+    count_steps(residuals)
+    tidy((losses, residuals))
     figure.align_ylabels()
-    with new_file(path) as aside:
-        figure.savefig(aside, format="png")
+    save_png(figure, path)
 
 
 def write_report(
