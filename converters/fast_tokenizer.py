@@ -126,11 +126,47 @@ def load_fast_tokenizer(
     Raises:
         UserError: if transformers cannot read it or has no fast tokenizer for it.
     """
+    tokenizer = _read(folder, trust_remote_code)
+    backend = tokenizer.backend_tokenizer
+    backend.add_special_tokens(_special(added_tokens))
+    named = {name: getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
+    return FastTokenizer(folder, backend, named, pad_token, _default_template(tokenizer.chat_template))
+
+
+def save_fast_tokenizer(folder: Path, output_dir: Path, added_tokens: Sequence[str]) -> None:
+    """Write a folder's tokenizer with `added_tokens`, under the ids that load_fast_tokenizer gives them.
+
+    Raises:
+        UserError: as load_fast_tokenizer.
+    """
+    tokenizer = _read(folder, trust_remote_code=False)
+    tokenizer.add_tokens(_special(added_tokens), special_tokens=True)
+    tokenizer.save_pretrained(output_dir)
+
+
+def missing_tokens(folder: Path, tokens: Sequence[str]) -> tuple[str, ...]:
+    """Those of `tokens` that are no special tokens of a folder's tokenizer.
+
+    Raises:
+        UserError: as load_fast_tokenizer.
+    """
+    added = _read(folder, trust_remote_code=False).backend_tokenizer.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
+    return tuple(token for token in tokens if token not in special)
+
+
+def _special(texts: Sequence[str]) -> list[Any]:
+    from tokenizers import AddedToken
+
+    return [AddedToken(text, special=True, normalized=False) for text in texts]
+
+
+def _read(folder: Path, trust_remote_code: bool) -> Any:
+    """The fast tokenizer of transformers."""
     if not missing_packages("ascend"):
         # transformers may read a SentencePiece model with protobuf, and MindSpore's own messages, should it be
         # imported later, need this; MindSpore sets it too, which is too late by then.
         os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
-    from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
     try:
@@ -145,10 +181,7 @@ def load_fast_tokenizer(
             f"{folder}: the tokenizer must be a fast one, which knows character offsets, got "
             f"{type(tokenizer).__name__}; add its tokenizer.json"
         )
-    backend = tokenizer.backend_tokenizer
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in added_tokens])
-    named = {name: getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
-    return FastTokenizer(folder, backend, named, pad_token, _default_template(tokenizer.chat_template))
+    return tokenizer
 
 
 def _default_template(chat_template: str | dict[str, str] | None) -> str | None:

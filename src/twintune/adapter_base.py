@@ -13,6 +13,7 @@ from twintune.converters.names import LINEAR_MODULES
 from twintune.converters.pet_config import read_pet_config
 from twintune.errors import UserError
 from twintune.recipe import load_recipe
+from twintune.resizing import trained_model
 
 RUN_CONFIG = "mindformers.yaml"  # what `twintune train` leaves in a run's folder, above MindFormers' own
 RUN_DEPTH = 4  # folders from a checkpoint up to the run's
@@ -106,4 +107,7 @@ def _settings_file(checkpoint: Path) -> Path | None:
 
 def _base_of_run(file: Path) -> str | None:
     recipe = file.with_name("recipe.yaml")
-    return load_recipe(recipe).model.name_or_path if recipe.is_file() else None
+    if not recipe.is_file():
+        return None
+    model = load_recipe(recipe).model
+    return str(trained_model(model)) if model.pad_to_multiple_of else model.name_or_path

@@ -14,8 +14,8 @@ from twintune.converters.tokenizer import Tokenizer
 from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError
 from twintune.generation import OnText, Sampling, TextGenerator
-from twintune.models import resolve_model
 from twintune.recipe import DeviceName, DtypeName, GenerateSection, ModelSection, Recipe, load_recipe
+from twintune.resizing import trained_model
 
 RAW = "none"
 Question = str | Sequence[Message]  # messages: a system prompt and earlier turns may come first
@@ -85,10 +85,9 @@ def load_chat(
     if adapter is not None:
         read_adapter_config(adapter)
     recipe = adapter_recipe(adapter)
-    section = ModelSection(name_or_path=model)
-    folder = resolve_model(section)
-    trained_with = recipe.model if recipe else section
-    tokenizer = load_tokenizer(folder, trained_with.pad_token, added_tokens=trained_with.added_tokens)
+    section = model_section(recipe, model)
+    folder = trained_model(section)
+    tokenizer = load_tokenizer(folder, section.pad_token, added_tokens=section.added_tokens)
     name = _choose_template(template, recipe, tokenizer)
     chosen = choose_backend(backend)
     framework = load_backend(chosen.value)
@@ -142,6 +141,13 @@ def adapter_recipe(adapter: Path | None) -> Recipe | None:
 def recipe_sampling(section: GenerateSection) -> Sampling:
     """How a recipe picks tokens."""
     return Sampling(**section.model_dump(include={field.name for field in fields(Sampling)}))
+
+
+def model_section(recipe: Recipe | None, name: str) -> ModelSection:
+    """What a recipe says of its model, with another folder or name in its place; the name alone without a recipe."""
+    if recipe is None:
+        return ModelSection(name_or_path=name)
+    return recipe.model.model_copy(update={"name_or_path": name})
 
 
 def _require_known(flag: str, asked: str, names: Sequence[str]) -> None:

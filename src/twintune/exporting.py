@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from twintune.adapter_base import base_of, settings_of
+from twintune.chat import adapter_recipe, model_section
 from twintune.converters.adapter_export import AdapterExport, FileFormat, export_to_mindformers, export_to_peft
 from twintune.converters.adapter_settings import read_adapter_config
 from twintune.converters.mindformers_adapter import find_checkpoint
-from twintune.models import read_model_config, resolve_model
+from twintune.models import read_model_config
 from twintune.recipe import ModelSection
+from twintune.resizing import trained_model
 
 
 def adapter_to_mindformers(
@@ -23,8 +25,10 @@ def adapter_to_mindformers(
     """
     base = base_of(adapter, model)
     settings = read_adapter_config(adapter)
-    done = export_to_mindformers(adapter, _config(base.value), output_dir, file_format, base.value)
-    return done, [f"base model: {base.value} ({base.reason})", *_remarks(settings, done)]
+    section = model_section(adapter_recipe(adapter), base.value)
+    name = str(trained_model(section)) if section.pad_to_multiple_of else base.value
+    done = export_to_mindformers(adapter, _config(name), output_dir, file_format, name)
+    return done, [f"base model: {name} ({base.reason})", *_remarks(settings, done)]
 
 
 def _remarks(settings: dict[str, Any], done: AdapterExport) -> list[str]:
@@ -64,4 +68,4 @@ def adapter_from_mindformers(
 
 
 def _config(model: str) -> dict[str, Any]:
-    return read_model_config(resolve_model(ModelSection(name_or_path=model)))
+    return read_model_config(trained_model(ModelSection(name_or_path=model)))

@@ -8,7 +8,7 @@ from typing import Any
 from twintune.adapter_base import base_of
 from twintune.artifacts import new_folder, sha256_file, write_json
 from twintune.backends import Choice, Lora, choose_backend, load_backend
-from twintune.chat import adapter_recipe
+from twintune.chat import adapter_recipe, model_section
 from twintune.converters.adapter import WEIGHTS, read_adapter_for
 from twintune.converters.companions import copy_companions
 from twintune.converters.merged_weights import merged_specs, merged_weights
@@ -19,8 +19,9 @@ from twintune.converters.tokens import load_tokenizer
 from twintune.converters.weights import find_weights
 from twintune.errors import UserError
 from twintune.merge_check import MergeCheck, Place, check_merge, render_questions
-from twintune.models import read_model_config, resolve_model
-from twintune.recipe import ModelSection, Recipe
+from twintune.models import read_model_config
+from twintune.recipe import ModelSection
+from twintune.resizing import trained_model
 
 MERGE = "merge.json"
 
@@ -33,7 +34,7 @@ class Merge:
         folder: of the merged model.
         lora: what was merged.
         choices: what was chosen, and why, by name.
-        layers: linear layers that changed.
+        layers: linear layers that LoRA changed; lora.modules_to_save names the modules that were replaced whole.
         files: of the weights.
         check: merged against base with adapter.
         notes: what the user must know besides.
@@ -75,8 +76,8 @@ def merge_adapter(
     shard_size = parse_shard_size(max_shard_size)
     base = base_of(adapter, model)
     recipe = adapter_recipe(adapter)
-    section = _model_section(recipe, base.value)
-    folder = resolve_model(section)
+    section = model_section(recipe, base.value)
+    folder = trained_model(section)
     config = read_model_config(folder)
     lora, tensors = read_adapter_for(adapter, config)
     found = find_weights(folder, config)
@@ -114,12 +115,6 @@ def merge_adapter(
     return done
 
 
-def _model_section(recipe: Recipe | None, name: str) -> ModelSection:
-    if recipe is None:
-        return ModelSection(name_or_path=name)
-    return recipe.model.model_copy(update={"name_or_path": name})
-
-
 def _choose_dtype(folder: Path, stored: set[str], asked: str | None) -> Choice:
     if asked is not None:
         if asked not in WEIGHT_DTYPES:
@@ -140,7 +135,7 @@ def _require_same(output_dir: Path, check: MergeCheck) -> None:
 
 
 def _notes(section: ModelSection) -> tuple[str, ...]:
-    if not section.added_tokens:
+    if not section.added_tokens or section.pad_to_multiple_of:  # a resized model's tokenizer has them
         return ()
     return (
         f"the tokenizer's files are the base's: add {', '.join(section.added_tokens)} as special tokens where you "
