@@ -14,6 +14,7 @@ import typer
 from twintune import __version__
 from twintune.command_arguments import DeviceFlag, Overrides, RecipeFile, recipe_with
 from twintune.errors import UserError
+from twintune.evaluate_command import evaluate
 from twintune.export_commands import export_app, merge
 from twintune.parity_commands import parity_app
 from twintune.reasoning_commands import reason
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(parity_app, name="parity")
 app.add_typer(export_app, name="export")
 app.command()(merge)
+app.command()(evaluate)
 app.command()(reason)
 
 BackendFlag = Annotated[str | None, typer.Option("--backend", help="auto, cuda or ascend.", show_default="recipe's")]
@@ -145,18 +147,23 @@ def train(
     backend: BackendFlag = None,
     device: DeviceFlag = None,
     output_dir: Annotated[Path | None, typer.Option(help="A new folder for the run.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output-dir.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
 ) -> None:
     """Train the recipe's adapter; rows are prepared first if they are not there."""
     from twintune.artifacts import refuse_used_folder
+    from twintune.resuming import go_on
     from twintune.training import decide, plan_lines, run_training
 
     if output_dir is None and not dry_run:
         raise UserError("command line: --output-dir must be given, got nothing; name a new folder for the run")
-    if output_dir is not None:
+    if output_dir is not None and not resume:
         refuse_used_folder(output_dir)
     flags = {"backend.name": backend, "backend.device": device}
     run = decide(recipe_with(recipe, overrides, flags), output_dir or Path("OUT"))
+    if resume:
+        run, sentence = go_on(run)
+        print(f"{'resume:':<22}{sentence}")
     for name, sentence in plan_lines(run):
         print(f"{name + ':':<22}{sentence}")
     if dry_run:

@@ -100,9 +100,9 @@ def vote(
     return [_count(each, samples, extract) for each in texts]
 
 
-def derived_seed(seed: int, number: int) -> int:
-    """The seed itself for number 0, else another, 32 bits wide, that no other seed is likely to give."""
-    return seed if not number else int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+def derived_seed(seed: int, *numbers: int) -> int:
+    """The seed itself where all numbers are 0, else one of 32 bits that no other seed or numbers are likely to give."""
+    return seed if not any(numbers) else int(np.random.SeedSequence((seed, *numbers)).generate_state(1)[0])
 
 
 def _count(texts: list[str], samples: int, extract: Extract) -> Vote:

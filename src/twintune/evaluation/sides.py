@@ -1,0 +1,124 @@
+"""What is scored: the base or a tuned model, on one backend, and all that decides its answers."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from twintune import __version__
+from twintune.artifacts import sha256_file
+from twintune.backends import Choice, choose_backend, load_backend
+from twintune.chat import Chat, load_chat, recipe_sampling
+from twintune.converters.adapter import WEIGHTS
+from twintune.converters.adapter_settings import CONFIG, read_adapter_config
+from twintune.converters.tokens import tokenizer_hash
+from twintune.errors import UserError
+from twintune.evaluation.questions import Questions
+from twintune.models import resolve_model
+from twintune.recipe import Recipe
+from twintune.voting import check_voting
+
+BOTH = "both"
+BACKENDS = ("cuda", "ascend")
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model on a backend.
+
+    Attributes:
+        model: the base, or the base with the adapter.
+        adapter: a PEFT folder; None for the base.
+        backend, device, dtype: what was chosen, and why.
+        settings: what decides the answers, as JSON; two runs with the same ones give the same texts.
+    """
+
+    model: Literal["base", "tuned"]
+    adapter: Path | None
+    backend: Choice
+    device: Choice
+    dtype: Choice
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Such as tuned-cuda; its log is answers-tuned-cuda.jsonl."""
+        return f"{self.model}-{self.backend.value}"
+
+
+def decide_sides(recipe: Recipe, questions: Questions, adapter: Path | None, backend: str) -> list[Side]:
+    """The base, and the tuned model if there is an adapter, on one backend or on both.
+
+    Args:
+        recipe: with its template, system prompt and sampling.
+        questions: what is asked.
+        adapter: a PEFT folder, or None for the base alone.
+        backend: auto, cuda, ascend or both.
+
+    Raises:
+        UserError: for whatever would stop the evaluation later.
+    """
+    check_voting(recipe.evaluate.vote, recipe.evaluate.retries, recipe_sampling(recipe.generate))
+    if adapter is not None:
+        read_adapter_config(adapter)
+    common = _common_settings(recipe, questions)
+    sides = []
+    for name in BACKENDS if backend == BOTH else (backend,):
+        chosen = choose_backend(name)
+        framework = load_backend(chosen.value)
+        device = framework.choose_device(recipe.backend.device)
+        dtype = framework.choose_dtype(recipe.backend.dtype, device.value)
+        machine = {"backend": chosen.value, "device": device.value, "dtype": dtype.value}
+        sides.append(Side("base", None, chosen, device, dtype, common | machine | {"adapter": None}))
+        if adapter is not None:
+            hashes = common | machine | {"adapter": _adapter_hashes(adapter)}
+            sides.append(Side("tuned", adapter, chosen, device, dtype, hashes))
+    return sides
+
+
+def load_side(side: Side, recipe: Recipe) -> Chat:
+    """The chat of a side, with the recipe's own template and system prompt, as training rendered them.
+
+    Raises:
+        UserError: what load_chat raises.
+    """
+    chat = load_chat(
+        recipe.model.name_or_path,
+        side.adapter,
+        backend=side.backend.value,
+        device=side.device.value,
+        dtype=side.dtype.value,
+        template=recipe.data.template,
+        system=recipe.data.system,
+        batch_size=recipe.train.per_device_eval_batch_size,
+    )
+    return replace(chat, split_special_tokens=recipe.data.split_special_tokens)
+
+
+def _common_settings(recipe: Recipe, questions: Questions) -> dict[str, Any]:
+    model = resolve_model(recipe.model)
+    return {
+        "twintune": __version__,
+        "questions": questions.sha256,
+        "weights": _weight_files(model),
+        "tokenizer": tokenizer_hash(model),
+        "model": recipe.model.model_dump(mode="json", exclude={"name_or_path"}),
+        "template": recipe.data.template,
+        "system": recipe.data.system,
+        "split_special_tokens": recipe.data.split_special_tokens,
+        "generate": asdict(recipe_sampling(recipe.generate)),
+        "vote": recipe.evaluate.vote,
+        "retries": recipe.evaluate.retries,
+        "per_device_eval_batch_size": recipe.train.per_device_eval_batch_size,
+    }
+
+
+def _weight_files(model: Path) -> dict[str, Any]:
+    """The config's hash, and each file of weights by its size: to read a 7B model only to hash it takes minutes."""
+    files = sorted(model.glob("*.safetensors"))
+    return {"config.json": sha256_file(model / "config.json")} | {file.name: file.stat().st_size for file in files}
+
+
+def _adapter_hashes(adapter: Path) -> dict[str, str]:
+    if not (adapter / WEIGHTS).is_file():
+        raise UserError(f"{adapter / WEIGHTS}: --adapter must be a PEFT adapter folder, got no weights in it")
+    return {name: sha256_file(adapter / name) for name in (CONFIG, WEIGHTS)}
