@@ -11,18 +11,19 @@ from numpy.typing import NDArray
 
 from twintune.backends import Forward, StepGradients, TrainJob
 from twintune.backends.ascend.accumulation import MeanGradients
+from twintune.backends.ascend.base_weights import BaseWeights
 from twintune.backends.ascend.data import one_conversation, ordered_dataset
 from twintune.backends.ascend.keys import check_keys, check_overrides
+from twintune.backends.ascend.nf4 import put_on_nf4
 from twintune.backends.ascend.packed import PackedNetwork
 from twintune.backends.ascend.parameters import parameters_by_name, put_in, put_on_adapter, to_numpy
 from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
 from twintune.backends.ascend.runtime import build
 from twintune.backends.ascend.stages import keep_stages, kept_outputs
 from twintune.backends.matching import check_matrices
-from twintune.converters.names import base_names
+from twintune.converters.base_checkpoint import network_tensors
 from twintune.converters.rows import IGNORED
 from twintune.converters.saved_modules import trained_names
-from twintune.converters.weights import read_weights
 from twintune.errors import UserError, raise_collected
 from twintune.models import read_model_config
 
@@ -37,10 +38,9 @@ class AscendProbe:
         config = read_model_config(job.model)
         network, columns = build_for_training(job)
         parameters = parameters_by_name(network)
-        names = base_names(config)
-        put_in(parameters, ((names[name], tensor) for name, tensor in read_weights(job.model, config)))
+        put_in(parameters, network_tensors(job.model, config, job.dtype, job.quantization))
         put_on_adapter(job, parameters)
-        self._base = {name: parameters[ours] for name, ours in names.items()}
+        self._base = BaseWeights(parameters, config, job)
         self._adapter = {name: parameters[ours] for name, ours in trained_names(config, job.lora).items()}
         self._network = DataOrderWrapperCell(columns, network)
         if self._borders:
@@ -51,16 +51,15 @@ class AscendProbe:
 
     def base(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Every base weight as it lies in the network, by Hugging Face name, in the order of base_names."""
-        for name, parameter in self._base.items():
-            yield name, to_numpy(parameter)
+        return self._base.read()
 
     def put_base(self, tensors: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
-        """Replace base weights, rounded to the dtype of the network.
+        """Replace base weights, rounded to the dtype of the network, or to NF4 where it has codes.
 
         Raises:
             UserError: for every name the network has not, and every shape that differs.
         """
-        put_in(self._base, tensors)
+        self._base.put(tensors)
 
     def adapter(self) -> dict[str, NDArray[np.float32]]:
         """Every LoRA matrix as it lies in the network, by PEFT name."""
@@ -148,6 +147,8 @@ def build_for_training(job: TrainJob) -> tuple[nn.Cell, list[str]]:
     check_keys(settings)
     per_token = settings["calculate_per_token_loss"]
     network = build(settings["model"], settings["context"], calculate_per_token_loss=per_token)
+    if job.quantization is not None:
+        put_on_nf4(network, job.quantization.block_size)
     return network, settings["train_dataset"]["input_columns"]
 
 

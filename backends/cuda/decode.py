@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from twintune.backends import Quantization
 from twintune.backends.cuda.device import choose_device, choose_dtype
 from twintune.backends.cuda.model import autocast, load_base, put_on_adapter
 from twintune.converters.adapter import read_adapter
@@ -15,7 +16,13 @@ from twintune.errors import UserError
 
 
 def load_language_model(
-    model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str
+    model: Path,
+    adapter: Path | None,
+    *,
+    pad_token_id: int,
+    device: str,
+    dtype: str,
+    quantization: Quantization | None = None,
 ) -> "CudaLanguageModel":
     """Load a Hugging Face folder, with a PEFT adapter on it or none, for logits and decoding.
 
@@ -24,7 +31,7 @@ def load_language_model(
     """
     device = choose_device(device).value
     dtype = choose_dtype(dtype, device).value
-    loaded = load_base(model, device, dtype)
+    loaded = load_base(model, device, dtype, quantization)
     if adapter is not None:
         lora, tensors = read_adapter(adapter)
         loaded = put_on_adapter(loaded, lora, tensors, adapter).eval()

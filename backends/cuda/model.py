@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twintune.backends import Lora
+from twintune.backends import Lora, Quantization
+from twintune.backends.cuda.nf4 import finish_loading, loading_arguments
 from twintune.backends.matching import check_matrices
 from twintune.converters.saved_modules import PEFT_PREFIX, require_own_head
 from twintune.errors import UserError, raise_collected
@@ -17,8 +18,8 @@ from twintune.errors import UserError, raise_collected
 WHOLE = ".modules_to_save.default."  # PEFT's copy of a module that is trained whole
 
 
-def load_base(folder: Path, device: str, dtype: str) -> Any:
-    """Load a transformers model from safetensors in a folder, frozen and in eval mode.
+def load_base(folder: Path, device: str, dtype: str, quantization: Quantization | None = None) -> Any:
+    """Load a transformers model from safetensors in a folder, frozen and in eval mode; in 4 bits where asked to.
 
     Raises:
         UserError: if there are no whole safetensors, or a weight is missing, left over or of another
@@ -33,16 +34,27 @@ def load_base(folder: Path, device: str, dtype: str) -> Any:
         )
     disable_progress_bar()  # the front end shows what is going on
     torch.set_float32_matmul_precision("highest")  # no TF32: float32 must mean the same on every machine
-    model, report = _from_pretrained(folder, dtype)
+    model, report = _from_pretrained(folder, dtype, loading_arguments(quantization, dtype))
     raise_collected(
         f"{folder}: the safetensors must match config.json, got {problem.replace('_', ' ')} {key}"
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")
         for key in sorted(map(str, report[problem]))
     )
+    _leave_out_dropout(model)
+    finish_loading(model, quantization)
     return model.to(device).requires_grad_(False).eval()
 
 
-def _from_pretrained(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
+def _leave_out_dropout(model: Any) -> None:
+    """The other backend's networks have none in the base (models.unused_dropouts tells the user)."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+
+
+def _from_pretrained(folder: Path, dtype: str, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -55,6 +67,7 @@ def _from_pretrained(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, and refused by load_base with the others
+            **arguments,
         )
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder}: the model must be whole and readable, got: {error}") from None

@@ -15,10 +15,10 @@ from twintune.backends.cuda.model import (
     adapter_tensors,
     autocast,
     base_parameters,
-    put_in,
     put_in_adapter,
     to_numpy,
 )
+from twintune.backends.cuda.nf4 import Weight
 from twintune.backends.cuda.packed import choose_attention, set_attention
 from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
 from twintune.backends.cuda.train import (
@@ -48,15 +48,16 @@ class CudaProbe:
         """Every base weight as it lies in the network, by Hugging Face name, in the order of base_names."""
         parameters = base_parameters(self._model)
         for name in self._names:
-            yield name, to_numpy(parameters[name])
+            yield name, to_numpy(Weight(parameters[name]).read())
 
     def put_base(self, tensors: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
-        """Replace base weights, rounded to the dtype of the network.
+        """Replace base weights, rounded to the dtype of the network, or to NF4 where it has codes.
 
         Raises:
             UserError: for every name the network has not, and every shape that differs.
         """
-        put_each(base_parameters(self._model), tensors, put_in)
+        weights = {name: Weight(parameter) for name, parameter in base_parameters(self._model).items()}
+        put_each(weights, tensors, Weight.put)
 
     def adapter(self) -> dict[str, NDArray[np.float32]]:
         """Every LoRA matrix as it lies in the network, by PEFT name."""
@@ -119,7 +120,7 @@ def hidden_states(decoder: Any) -> Iterator[dict[str, NDArray[np.float32]]]:
     stages = {
         "embed_tokens": decoder.embed_tokens,
         **{f"layers.{number}": layer for number, layer in enumerate(decoder.layers)},
-        "norm": decoder.norm,
+        "norm": decoder.final_layernorm if decoder.config.model_type == "phi" else decoder.norm,
     }
     kept: dict[str, NDArray[np.float32]] = {}
     handles = [module.register_forward_hook(_keep(kept, name)) for name, module in stages.items()]

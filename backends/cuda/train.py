@@ -72,7 +72,7 @@ def on_this_machine(job: TrainJob) -> TrainJob:
 def load_for_training(job: TrainJob) -> Any:
     """The base model with the job's initial adapter on it; only the adapter has gradients."""
     _, tensors = read_adapter(job.initial_adapter)
-    base = load_base(job.model, job.device, job.dtype)
+    base = load_base(job.model, job.device, job.dtype, job.quantization)
     if job.gradient_checkpointing:
         recompute_activations(base)
     model = put_on_adapter(base, job.lora, tensors, job.initial_adapter)
