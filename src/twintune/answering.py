@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from twintune.chat import Chat
@@ -10,7 +11,9 @@ from twintune.converters.faults import shown
 from twintune.converters.instruction_formats import join_instruction
 from twintune.converters.sources import Record, Rejection, read_file
 from twintune.errors import UserError, raise_collected
+from twintune.evaluation.answers import answer_kind, final_answer
 from twintune.generation import Sampling
+from twintune.voting import check_voting, vote
 
 
 def read_questions(prompts: Sequence[str], file: Path | None) -> list[str]:
@@ -74,6 +77,37 @@ def write_answers(chat: Chat, questions: Sequence[str], sampling: Sampling, *, a
         print(f"> {question}")
         for answer in answers:
             print(f"{answer}\n")
+
+
+def check_votes(samples: int | None, retries: int, sampling: Sampling) -> None:
+    """Refuse flags that do not go together, before a model is loaded.
+
+    Raises:
+        UserError: for --retries without --vote, --vote with --num-return-sequences, and what check_voting raises.
+    """
+    if samples is None:
+        if retries:
+            raise UserError(f"command line: --retries must come with --vote, got {retries} without it")
+        return
+    if sampling.num_return_sequences > 1:
+        raise UserError(
+            "command line: --num-return-sequences must be left out with --vote, which says how many texts are drawn, "
+            f"got {sampling.num_return_sequences}"
+        )
+    check_voting(samples, retries, sampling)
+
+
+def write_votes(
+    chat: Chat, questions: Sequence[str], samples: int, sampling: Sampling, retries: int, *, as_json: bool
+) -> None:
+    """Print the answer that most of `samples` texts give to each question, and how the texts were distributed."""
+    votes = vote(chat, questions, samples, sampling, lambda text: final_answer(text, answer_kind(text)), retries)
+    for question, cast in zip(questions, votes, strict=True):
+        if as_json:
+            print(json.dumps({"prompt": question} | asdict(cast) | {"tied": cast.tied}, ensure_ascii=False))
+            continue
+        print(f"> {question}")
+        print(f"{'no answer' if cast.answer is None else cast.answer}  ({cast})\n")
 
 
 def _stream(_: int, piece: str) -> None:

@@ -196,12 +196,19 @@ def generate(
     top_p: Annotated[float | None, typer.Option(show_default="adapter's, or 1")] = None,
     top_k: Annotated[int | None, typer.Option(help="0 is no limit.", show_default="adapter's, or 0")] = None,
     num_return_sequences: Annotated[int, typer.Option()] = 1,
+    vote: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Print the answer that most of N texts give, and the votes.", show_default=False
+        ),
+    ] = None,
+    retries: Annotated[int, typer.Option(help="With --vote: ask again where no text has an answer.")] = 0,
     seed: Annotated[int | None, typer.Option(show_default="adapter's, or 0")] = None,
     batch_size: Annotated[int, typer.Option(help="Answers decoded together.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Answer questions with a model, tuned or not, on either backend."""
-    from twintune.answering import read_questions, write_answers
+    from twintune.answering import check_votes, read_questions, write_answers, write_votes
     from twintune.chat import adapter_recipe, load_chat
 
     questions = read_questions(prompt or [], input_file)
@@ -213,6 +220,7 @@ def generate(
         "seed": seed,
     }
     sampling = _sampling(adapter_recipe(adapter), given, num_return_sequences)
+    check_votes(vote, retries, sampling)
     chat = load_chat(
         model,
         adapter,
@@ -225,6 +233,9 @@ def generate(
     )
     for name, choice in chat.choices.items():
         _print_choice(name, choice)
+    if vote is not None:
+        write_votes(chat, questions, vote, sampling, retries, as_json=as_json)
+        return
     write_answers(chat, questions, sampling, as_json=as_json)
 
 

@@ -60,8 +60,8 @@ def check_voting(samples: int, retries: int, sampling: Sampling) -> None:
     Raises:
         UserError: for several samples or retries of greedy text, and numbers out of range.
     """
-    problems = [f"evaluate.vote must be at least 1, got {samples}"] if samples < 1 else []
-    problems += [f"evaluate.retries must be 0 or above, got {retries}"] if retries < 0 else []
+    problems = [f"evaluate.vote (--vote) must be at least 1, got {samples}"] if samples < 1 else []
+    problems += [f"evaluate.retries (--retries) must be 0 or above, got {retries}"] if retries < 0 else []
     if sampling.temperature == 0 and (samples > 1 or retries > 0):
         problems.append(
             f"generate.temperature must be above 0 to draw {samples} answers with {retries} retries, got 0, which "

@@ -110,9 +110,7 @@ def resume_log(path: Path, settings: Mapping[str, Any]) -> list[Outcome]:
     began, outcomes = read_log(path)
     changed = [key for key in {**began, **settings} if began.get(key) != json.loads(json.dumps(settings.get(key)))]
     if changed:
-        differences = "; ".join(
-            f"{key}: {shown(began.get(key))} there, {shown(settings.get(key))} now" for key in changed
-        )
+        there = (f"{key}: {shown(began.get(key))} there, {shown(settings.get(key))} now" for key in changed)
         raise UserError(
             f"{path}: an evaluation must go on with the settings that it began with, got others ({'; '.join(there)}); "
             "name another --output-dir"

@@ -40,8 +40,8 @@ def same_answer(one: str, other: str) -> bool:
     return first.equals(second)
 
 
-def gold_kind(text: str) -> Kind:
-    """Whether a gold text answers by a letter or by a number."""
+def answer_kind(text: str) -> Kind:
+    """Whether a text answers by a letter, alone or behind a marker, or else by a number."""
     text = plain(text).strip()
     return "choice" if re.fullmatch(r"[(\[]?[A-E][)\].]?", text) or marked_letters(text) else "number"
 

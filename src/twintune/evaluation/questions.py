@@ -12,7 +12,7 @@ from twintune.converters.faults import shown
 from twintune.converters.formats import RecordFormat, load_format
 from twintune.converters.sources import Rejection, read_file, stable_hash
 from twintune.errors import UserError, raise_collected
-from twintune.evaluation.answers import Kind, final_answer, gold_kind
+from twintune.evaluation.answers import Kind, answer_kind, final_answer
 from twintune.origin import find_sources
 from twintune.recipe import Recipe
 
@@ -123,7 +123,7 @@ def _conversations(
 
 def _question(path: Path, row: int, conversation: Conversation, answer: str) -> EvaluationQuestion:
     *messages, last = conversation.messages
-    kind: Kind = gold_kind(last.text) if answer == "auto" else "choice" if answer == "choice" else "number"
+    kind: Kind = answer_kind(last.text) if answer == "auto" else "choice" if answer == "choice" else "number"
     gold = final_answer(last.text, kind)
     if gold is None:
         wanted = "a letter A to E" if kind == "choice" else "a number" if answer == "number" else "a number or a letter"

@@ -57,7 +57,7 @@ class Score:
         share = f"{self.correct} of {self.total}"
         return (
             self.model,
-            f"{self.backend} ({self.device}, {self.dtype})",
+            self.backend,
             share,
             f"{self.accuracy:.1%}",
             interval,
@@ -151,7 +151,7 @@ def _markdown(report: Report, outcomes: Mapping[str, Sequence[Outcome]], output_
         "# Evaluation",
         f"{report.scores[0].total} questions, {report.votes} answer{'s' if report.votes > 1 else ''} each, "
         f"at most {report.retries} retries. Intervals: bootstrap over questions, 95 %.",
-        block([report.source, *(f"left out: {sentence}" for sentence in report.left_out)]),
+        block([report.source, *_machines(report), *(f"left out: {sentence}" for sentence in report.left_out)]),
         markdown_table(TITLES, (score.row() for score in report.scores)),
     ]
     if report.differences:
@@ -159,6 +159,10 @@ def _markdown(report: Report, outcomes: Mapping[str, Sequence[Outcome]], output_
     for score in report.scores:
         parts += _side_lists(report, score, outcomes[score.name], log_path(output_dir, score.name).name)
     return "\n\n".join(parts) + "\n"
+
+
+def _machines(report: Report) -> list[str]:
+    return [f"{score.name}: {score.device}, {score.dtype}, {score.adapter or 'no adapter'}" for score in report.scores]
 
 
 def _side_lists(report: Report, score: Score, outcomes: Sequence[Outcome], log: str) -> list[str]:
