@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twintune.converters.families import family_of
+from twintune.converters.names import LINEAR_MODULES
 from twintune.errors import raise_collected
 
 OLD_NAMES = {"Wqkv": ("q_proj", "k_proj", "v_proj"), "out_proj": ("dense",)}  # transformers split Wqkv in three
@@ -22,7 +23,8 @@ OF_THE_OTHER_FAMILY = {
 
 def layers_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The kinds of linear layers that a decoder layer of this model has, by the last part of their names."""
-    return tuple(name.split(".")[1] for name in family_of(config).modules)
+    own = {name.split(".")[1] for name in family_of(config).modules}
+    return tuple(name for name in LINEAR_MODULES if name in own)
 
 
 def resolve_target_modules(config: Mapping[str, Any], asked: Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from twintune.converters import arrow, mindrecord
 from twintune.converters.adapter import write_initial_adapter
 from twintune.converters.packing import pack_rows
 from twintune.converters.rows import Row
-from twintune.recipe import LINEAR_LAYERS
+from twintune.converters.target_modules import layers_of
 
 ROWS = 24
 STEPS = 20
@@ -105,11 +105,11 @@ def make_job(
 ) -> TrainJob:
     """A job of `steps` steps of 2 * accumulation rows in float32 on the CPU; `changes` are TrainJob's fields."""
     model = changes.pop("model", None) or save_tiny_model(folder / "model", family)
-    lora = changes.pop("lora", Lora(4, 8, 0.0, LINEAR_LAYERS))
+    config = json.loads((model / "config.json").read_text())
+    lora = changes.pop("lora", Lora(4, 8, 0.0, layers_of(config)))
     rows = changes.pop("rows", None) or write_rows(folder / "rows", random_rows())
     initial = folder / "initial"
     if "initial_adapter" not in changes:
-        config = json.loads((model / "config.json").read_text())
         write_initial_adapter(initial, model, config, lora, seed=3)
     order = np.random.default_rng(2).integers(0, ROWS, size=(steps, accumulation, 2))
     fields: dict[str, Any] = {

@@ -25,6 +25,8 @@ class PhiConfig(PretrainedConfig):  # type: ignore[misc]  # mindformers ships no
         theta: base of the rotary embedding.
         max_position_embedding: rows of its tables.
         layer_norm_eps: added to the variance.
+        bos_token_id: for MindFormers' own generation.
+        eos_token_id: for MindFormers' own generation.
         pad_token_id: hidden as a key wherever it stands, as in MindFormers' networks.
         ignore_token_id: label of tokens that are not trained.
         compute_dtype: of linear layers and attention, a name such as `float32`.
@@ -36,6 +38,7 @@ class PhiConfig(PretrainedConfig):  # type: ignore[misc]  # mindformers ships no
         use_eod_attn_mask_compression: its borders of packed conversations.
         calculate_per_token_loss: give loss sum and trained tokens in place of their quotient.
         parallel_config: set by MindFormers' Trainer, recomputation with it.
+        checkpoint_name_or_path: weights to load at once; none as a rule, as the Trainer loads them.
         offset: layers more or fewer of a pipeline stage.
         kwargs: what PretrainedConfig reads.
     """
@@ -57,6 +60,8 @@ class PhiConfig(PretrainedConfig):  # type: ignore[misc]  # mindformers ships no
         theta: float,
         max_position_embedding: int,
         layer_norm_eps: float,
+        bos_token_id: int | None,
+        eos_token_id: int | list[int] | None,
         pad_token_id: int,
         ignore_token_id: int,
         compute_dtype: str,
@@ -68,10 +73,17 @@ class PhiConfig(PretrainedConfig):  # type: ignore[misc]  # mindformers ships no
         use_eod_attn_mask_compression: bool = False,
         calculate_per_token_loss: bool = False,
         parallel_config: Any = None,
+        checkpoint_name_or_path: str = "",
         offset: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        super().__init__(
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            checkpoint_name_or_path=checkpoint_name_or_path,
+            **kwargs,
+        )
         self.batch_size = batch_size
         self.seq_length = seq_length
         self.vocab_size = vocab_size

@@ -4,6 +4,7 @@ import math
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,21 +17,27 @@ from twintune.backends import (
     Lora,
     Optimizer,
     Quantization,
+    Schedule,
     TrainJob,
     choose_backend,
     load_backend,
 )
+from twintune.checkpoints import CheckpointKeeper, best_checkpoint, take_adapter
 from twintune.conversation_facts import read_row_lengths
 from twintune.converters.adapter import WEIGHTS, write_initial_adapter
-from twintune.converters.names import linear_shapes
+from twintune.converters.names import LINEAR_MODULES, linear_shapes
+from twintune.converters.saved_modules import require_own_head, saved_shapes
+from twintune.converters.target_modules import describe_target_modules, resolve_target_modules
 from twintune.errors import UserError
-from twintune.models import read_model_config, resolve_model
+from twintune.models import read_model_config, resolve_model, unused_dropouts
 from twintune.prepare import find_or_prepare
 from twintune.prepared import CONVERSATIONS, Prepared
 from twintune.progress import Progress
 from twintune.recipe import LoraSection, ModelSection, Recipe
-from twintune.run_log import LOG, RunLog
-from twintune.schedule import make_schedule, row_order, step_count
+from twintune.resizing import trained_model
+from twintune.resuming import RECIPE, write_started
+from twintune.run_log import EVALUATIONS, LOG, RunLog, cut_back, read_evaluations
+from twintune.schedule import checkpoint_steps, evaluation_steps, make_schedule, row_order, step_count
 from twintune.watchers import Watchers
 
 FRAMEWORK_MEMORY = "the framework's own buffers come on top, with MindSpore on CPU several GiB"
@@ -45,7 +52,7 @@ class Run:
         recipe: with every override in it.
         config: the checked config.json of the model.
         prepared: the rows.
-        backend, device, dtype: what was chosen, and why.
+        backend, device, dtype, optimizer: what was chosen, and why.
         job: what the backend gets.
     """
 
@@ -55,6 +62,7 @@ class Run:
     backend: Choice
     device: Choice
     dtype: Choice
+    optimizer: Choice
     job: TrainJob
 
     @property
@@ -64,9 +72,11 @@ class Run:
 
     @property
     def trainable_parameters(self) -> int:
-        """Numbers in the LoRA matrices: r * (in + out) for each target."""
-        shapes = linear_shapes(self.config, self.recipe.lora.target_modules)
-        return sum(self.recipe.lora.r * (out + inner) for out, inner in shapes.values())
+        """Numbers in the LoRA matrices, r * (in + out) for each target, and in the modules trained whole."""
+        shapes = linear_shapes(self.config, self.job.lora.target_modules)
+        whole = saved_shapes(self.config, self.job.lora.modules_to_save)
+        matrices = sum(self.recipe.lora.r * (out + inner) for out, inner in shapes.values())
+        return matrices + sum(map(math.prod, whole.values()))
 
 
 def decide(recipe: Recipe, output_dir: Path) -> Run:
@@ -80,12 +90,15 @@ def decide(recipe: Recipe, output_dir: Path) -> Run:
     framework = load_backend(backend.value)
     device = framework.choose_device(asked.device)
     dtype = framework.choose_dtype(asked.dtype, device.value)
-    model = resolve_model(recipe.model)
-    config = read_model_config(model)
+    optimizer = framework.choose_optimizer(recipe.train.optim, device.value)
+    lora = seam_lora(recipe.lora, read_model_config(resolve_model(recipe.model)))
     prepared = find_or_prepare(recipe)
+    model = trained_model(recipe.model)
+    config = read_model_config(model)
     _check_vocabulary(model, config, prepared)
-    job = _job(recipe, model, prepared, output_dir, device.value, dtype.value)
-    return Run(recipe, config, prepared, backend, device, dtype, job)
+    _check_evaluation(recipe, prepared)
+    job = _job(recipe, model, lora, prepared, output_dir, device.value, dtype.value)
+    return Run(recipe, config, prepared, backend, device, dtype, optimizer, job)
 
 
 def _check_vocabulary(model: Path, config: dict[str, Any], prepared: Prepared) -> None:
@@ -93,24 +106,28 @@ def _check_vocabulary(model: Path, config: dict[str, Any], prepared: Prepared) -
     if largest >= config["vocab_size"]:
         raise UserError(
             f"{model}: the tokenizer's ids must be below vocab_size {config['vocab_size']}, got {largest}; "
-            "name a pad token inside the vocabulary as model.pad_token, or use the model's own tokenizer"
+            "set model.pad_to_multiple_of, such as 64, and the embeddings are resized to the tokenizer; or name a pad "
+            "token inside the vocabulary as model.pad_token"
         )
 
 
-def _job(recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, device: str, dtype: str) -> TrainJob:
-    train = recipe.train
-    steps = step_count(train, prepared.summary.count)
+def _job(
+    recipe: Recipe, model: Path, lora: Lora, prepared: Prepared, output_dir: Path, device: str, dtype: str
+) -> TrainJob:
+    train, rows = recipe.train, prepared.summary.count
+    steps = step_count(train, rows)
+    evaluated = evaluation_steps(train, rows)
     lengths = read_row_lengths(prepared.folder / CONVERSATIONS) if train.group_by_length else None
     return TrainJob(
         model=model,
         rows=prepared.folder,
-        order=row_order(prepared.summary.count, train, lengths),
+        order=row_order(rows, train, lengths),
         packed=prepared.summary.packed,
-        row_length=prepared.summary.row_length,
+        row_length=_longest_row(prepared, with_validation=bool(evaluated)),
         pad_token_id=prepared.summary.pad_token_id,
         initial_adapter=output_dir / "initial_adapter",
         output_dir=output_dir,
-        lora=seam_lora(recipe.lora),
+        lora=lora,
         optimizer=Optimizer(
             learning_rate=train.learning_rate,
             weight_decay=train.weight_decay,
@@ -128,13 +145,59 @@ def _job(recipe: Recipe, model: Path, prepared: Prepared, output_dir: Path, devi
         overrides=recipe.backend.ascend.overrides,
         quantization=seam_quantization(recipe.model),
         gradient_checkpointing=train.gradient_checkpointing,
+        evaluation_steps=evaluated,
+        evaluation_batch=train.per_device_eval_batch_size,
+        checkpoint_steps=checkpoint_steps(train, rows),
+        save_only_model=train.save_only_model,
     )
 
 
-def seam_lora(lora: LoraSection) -> Lora:
-    """The adapter in plain arguments: use_rslora becomes the lora_alpha with which lora_alpha / r is its scale."""
+def _longest_row(prepared: Prepared, *, with_validation: bool) -> int:
+    """Tokens of the longest row that the network sees; validation rows are never packed, and may be longer."""
+    if not with_validation:
+        return prepared.summary.row_length
+    return max(
+        prepared.summary.row_length, int(read_row_lengths(prepared.folder / CONVERSATIONS, validation=True).max())
+    )
+
+
+def _check_evaluation(recipe: Recipe, prepared: Prepared) -> None:
+    train, rows = recipe.train, prepared.summary.count
+    evaluated, saved = evaluation_steps(train, rows), checkpoint_steps(train, rows)
+    if evaluated and not prepared.summary.validation_rows:
+        raise UserError(
+            "recipe: data.val_size must keep rows for validation where train.eval_steps or train.evals_per_epoch is "
+            f"given, got {recipe.data.val_size} and no such row; raise data.val_size, or leave the evaluation out"
+        )
+    if train.load_best_model_at_end and not (saved and set(saved) <= set(evaluated)):
+        raise UserError(
+            "recipe: train.load_best_model_at_end must have an evaluation at each checkpoint, got checkpoints after "
+            f"steps {shortened(saved)} and evaluations after steps {shortened(evaluated)}; "
+            "set train.save_steps to a multiple of train.eval_steps"
+        )
+
+
+def shortened(steps: tuple[int, ...]) -> str:
+    """The first few of some steps, and the last."""
+    if not steps:
+        return "none"
+    return ", ".join(map(str, steps)) if len(steps) < 6 else f"{', '.join(map(str, steps[:3]))}, ..., {steps[-1]}"
+
+
+def seam_lora(lora: LoraSection, config: Mapping[str, Any]) -> Lora:
+    """The adapter in plain arguments: use_rslora becomes the lora_alpha with which lora_alpha / r is its scale.
+
+    Args:
+        lora: as the recipe asks.
+        config: the model's checked config.json.
+
+    Raises:
+        UserError: for every target that is no layer of this model, and as require_own_head.
+    """
+    targets = resolve_target_modules(config, lora.target_modules)
+    require_own_head(lora.modules_to_save, config["tie_word_embeddings"])
     alpha = lora.lora_alpha * math.sqrt(lora.r) if lora.use_rslora else lora.lora_alpha
-    return Lora(lora.r, alpha, lora.lora_dropout, lora.target_modules, lora.modules_to_save)
+    return Lora(lora.r, alpha, lora.lora_dropout, targets, lora.modules_to_save)
 
 
 def seam_quantization(model: ModelSection) -> Quantization | None:
@@ -143,34 +206,53 @@ def seam_quantization(model: ModelSection) -> Quantization | None:
 
 
 def run_training(run: Run) -> None:
-    """Do a run: `log.jsonl`, `adapter/`, `recipe.yaml` and `manifest.json` in its output folder.
+    """Do a run, or the rest of one: logs, checkpoints, `adapter/`, `recipe.yaml`, `manifest.json` in its output folder.
 
     Raises:
         UserError: what the backend raises; the folder is removed again if no step was taken.
     """
-    output_dir = run.job.output_dir
-    refuse_used_folder(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    log = output_dir / LOG
+    job = run.job
+    if job.resume_from is None:
+        refuse_used_folder(job.output_dir)
+        job.output_dir.mkdir(parents=True, exist_ok=True)
     try:
-        _write_start(run)
-        with Progress(len(run.job.order)) as progress, RunLog(output_dir) as run_log:
-            run.framework.train(run.job, Watchers([run_log, progress]))
-        run.recipe.save(output_dir / "adapter" / "recipe.yaml")
-        _write_manifest(run)
+        if job.resume_from is None:
+            _write_start(run)
+        else:
+            for sentence in cut_back(job.output_dir, job.steps_done):
+                print(sentence, file=sys.stderr)
+        losses = {one.step: one.loss for one in read_evaluations(job.output_dir / EVALUATIONS)}
+        keeper = CheckpointKeeper(job.output_dir, run.recipe.train.save_total_limit, losses)
+        _train(run, keeper)
+        best = best_checkpoint(job.output_dir, keeper.losses)
+        if run.recipe.train.load_best_model_at_end and best is not None:
+            take_adapter(job.checkpoint(best), job.output_dir / "adapter")
+        run.recipe.save(job.output_dir / "adapter" / RECIPE)
+        _write_manifest(run, best)
     except BaseException:
+        log = job.output_dir / LOG
         if not log.exists() or not log.stat().st_size:
-            shutil.rmtree(output_dir)
+            shutil.rmtree(job.output_dir)
         raise
+
+
+def _train(run: Run, keeper: CheckpointKeeper) -> None:
+    job = run.job
+    if job.resume_from is not None and job.steps_done == len(job.order):  # killed after its last step
+        take_adapter(job.resume_from, job.output_dir / "adapter")
+        return
+    with Progress(len(job.order)) as progress, RunLog(job.output_dir, job.steps_done) as run_log:
+        run.framework.train(job, Watchers([run_log, progress, keeper]))
 
 
 def _write_start(run: Run) -> None:
     job = run.job
     write_initial_adapter(job.initial_adapter, job.model, run.config, job.lora, job.seed)
-    run.recipe.save(job.output_dir / "recipe.yaml")
+    run.recipe.save(job.output_dir / RECIPE)
+    write_started(run)
 
 
-def _write_manifest(run: Run) -> None:
+def _write_manifest(run: Run, best: int | None) -> None:
     job = run.job
     write_json(
         job.output_dir / MANIFEST,
@@ -178,7 +260,10 @@ def _write_manifest(run: Run) -> None:
             "backend": asdict(run.backend),
             "device": asdict(run.device),
             "dtype": asdict(run.dtype),
+            "optimizer": asdict(run.optimizer),
             "steps": len(job.order),
+            "best_checkpoint": best,
+            "adapter_is_of_the_best": run.recipe.train.load_best_model_at_end,
             "rows_fingerprint": run.prepared.summary.fingerprint,
             "initial_adapter_sha256": sha256_file(job.initial_adapter / WEIGHTS),
             "adapter_sha256": sha256_file(job.output_dir / "adapter" / WEIGHTS),
@@ -217,11 +302,31 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
             f"{steps} of {batch} rows x {accumulation} micro-batches: {rows} rows, "
             f"{rows / summary.count:.2f} epochs; {job.schedule.warmup_steps} warm-up steps",
         ),
-        ("trainable parameters", f"{run.trainable_parameters:,} (LoRA r {job.lora.r})"),
+        ("optimizer", f"{run.optimizer.value} ({run.optimizer.reason})"),
+        ("schedule", _schedule(job.schedule)),
+        ("LoRA on", describe_target_modules(run.recipe.lora.target_modules, job.lora.target_modules)),
+        ("trainable parameters", f"{run.trainable_parameters:,} ({_trained(job.lora)})"),
+        ("adapter's scale", _scale(run)),
         ("dropout", _dropout(job)),
+        ("the base's own dropout", _base_dropout(run.config)),
         ("memory, estimated", f"{estimated_memory(run) / 2**30:.2f} GiB of tensors; {FRAMEWORK_MEMORY}"),
         ("output", str(job.output_dir)),
     ]
+
+
+def _schedule(schedule: Schedule) -> str:
+    numbers = ", ".join(f"{name} {value}" for name, value in schedule.lr_scheduler_kwargs.items())
+    return f"{schedule.lr_scheduler_type}{f' ({numbers})' if numbers else ''}"
+
+
+def _scale(run: Run) -> str:
+    lora = run.recipe.lora
+    scale = run.job.lora.lora_alpha / lora.r
+    return f"{scale:g}, lora_alpha / {'sqrt(r), as lora.use_rslora asks' if lora.use_rslora else 'r'}"
+
+
+def _trained(lora: Lora) -> str:
+    return ", ".join([f"LoRA r {lora.r}", *(f"{module} whole" for module in lora.modules_to_save)])
 
 
 def _dropout(job: TrainJob) -> str:
@@ -231,6 +336,11 @@ def _dropout(job: TrainJob) -> str:
         f"{job.lora.lora_dropout}: each backend draws its own, so that losses agree in the mean only; "
         "MindSpore's graph mode does not repeat its draws for a seed"
     )
+
+
+def _base_dropout(config: Mapping[str, Any]) -> str:
+    named = ", ".join(f"{key} {value}" for key, value in unused_dropouts(config).items())
+    return f"left out on both backends ({named} in config.json)" if named else "none"
 
 
 def _packing(run: Run) -> str:
@@ -256,7 +366,7 @@ def estimated_memory(run: Run) -> float:
     config, job = run.config, run.job
     size = 4 if job.dtype == "float32" else 2
     hidden, inner, layers = (config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    shapes = linear_shapes(config, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+    shapes = linear_shapes(config, LINEAR_MODULES)
     embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
     weights = size * (embeddings + sum(out * width for out, width in shapes.values()))
     adapter = 16 * run.trainable_parameters  # weight, gradient and two Adam moments in float32
