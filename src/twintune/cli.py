@@ -18,6 +18,7 @@ from twintune.evaluate_command import evaluate
 from twintune.export_commands import export_app, merge
 from twintune.parity_commands import parity_app
 from twintune.reasoning_commands import reason
+from twintune.report_command import report
 
 if TYPE_CHECKING:
     from twintune.backends import Choice
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.add_typer(parity_app, name="parity")
 app.add_typer(export_app, name="export")
 app.command()(merge)
+app.command()(report)
 app.command()(evaluate)
 app.command()(reason)
 
@@ -153,6 +155,7 @@ def train(
     """Train the recipe's adapter; rows are prepared first if they are not there."""
     from twintune.artifacts import refuse_used_folder
     from twintune.resuming import go_on
+    from twintune.run_report import write_run_report
     from twintune.training import decide, plan_lines, run_training
 
     if output_dir is None and not dry_run:
@@ -172,6 +175,7 @@ def train(
         return
     run_training(run)
     print(f"adapter: {run.job.output_dir / 'adapter'}")
+    print(f"report: {write_run_report(run.job.output_dir)}")
 
 
 @app.command()
@@ -198,9 +202,7 @@ def generate(
     num_return_sequences: Annotated[int, typer.Option()] = 1,
     vote: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="Print the answer that most of N texts give, and the votes.", show_default=False
-        ),
+        typer.Option(metavar="N", help="Print the answer of most of N texts, and the votes.", show_default=False),
     ] = None,
     retries: Annotated[int, typer.Option(help="With --vote: ask again where no text has an answer.")] = 0,
     seed: Annotated[int | None, typer.Option(show_default="adapter's, or 0")] = None,

@@ -71,17 +71,17 @@ def _numbered(table: Any, rows_before: dict[bool, int]) -> tuple[Any, dict[bool,
     return table.set_column(column, "row", pa.array(numbers, pa.int32())), after
 
 
-def read_conversations(path: Path) -> dict[str, NDArray[Any]]:
-    """All columns of a prepared folder's conversations, for the training rows only."""
+def read_conversations(path: Path, *, validation: bool = False) -> dict[str, NDArray[Any]]:
+    """All columns of a prepared folder's conversations, for the rows of one split."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_stream(source).read_all()
-        training = ~table["validation"].to_numpy()
-        return {name: table[name].to_numpy()[training] for name in table.schema.names}
+        split = table["validation"].to_numpy() == validation
+        return {name: table[name].to_numpy()[split] for name in table.schema.names}
 
 
-def read_row_lengths(path: Path) -> NDArray[np.int64]:
-    """Tokens of each training row of a prepared folder, int64 [rows]."""
-    columns = read_conversations(path)
+def read_row_lengths(path: Path, *, validation: bool = False) -> NDArray[np.int64]:
+    """Tokens of each row of a prepared folder's split, int64 [rows]."""
+    columns = read_conversations(path, validation=validation)
     return np.bincount(columns["row"], columns["tokens"]).astype(np.int64)

@@ -30,6 +30,31 @@ def warmup_steps(train: TrainSection, steps: int) -> int:
     return train.warmup_steps or math.ceil(train.warmup_ratio * steps)
 
 
+def evaluation_steps(train: TrainSection, rows: int) -> tuple[int, ...]:
+    """The steps after which the validation rows are evaluated; none where the recipe does not ask for it."""
+    return _rhythm(train, rows, train.eval_steps, train.evals_per_epoch)
+
+
+def checkpoint_steps(train: TrainSection, rows: int) -> tuple[int, ...]:
+    """The steps after which a checkpoint is written; none where the recipe does not ask for it."""
+    return _rhythm(train, rows, train.save_steps, train.saves_per_epoch)
+
+
+def _rhythm(train: TrainSection, rows: int, every: int | None, per_epoch: int | None) -> tuple[int, ...]:
+    """Every so many steps, or equal parts of an epoch rounded to whole steps, and the last step in any case."""
+    if every is None and per_epoch is None:
+        return ()
+    steps = step_count(train, rows)
+    if every is None:
+        rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        part = rows / rows_per_step / (per_epoch or 1)
+        times = math.floor(steps / part)
+        reached = {max(1, round(part * number)) for number in range(1, times + 1)}
+    else:
+        reached = set(range(every, steps + 1, every))
+    return tuple(sorted({step for step in reached if step < steps} | {steps}))
+
+
 def row_order(
     rows: int, train: TrainSection, lengths: Sequence[int] | NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:

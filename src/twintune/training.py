@@ -32,13 +32,14 @@ from twintune.errors import UserError
 from twintune.models import read_model_config, resolve_model, unused_dropouts
 from twintune.prepare import find_or_prepare
 from twintune.prepared import CONVERSATIONS, Prepared
-from twintune.progress import Progress
 from twintune.recipe import LoraSection, ModelSection, Recipe
 from twintune.resizing import trained_model
 from twintune.resuming import RECIPE, write_started
-from twintune.run_log import EVALUATIONS, LOG, RunLog, cut_back, read_evaluations
+from twintune.run_log import EVALUATIONS, LOG, cut_back, read_evaluations
+from twintune.run_record import Chosen, RunRecord
+from twintune.run_watch import watch_run
 from twintune.schedule import checkpoint_steps, evaluation_steps, make_schedule, row_order, step_count
-from twintune.watchers import Watchers
+from twintune.tracking import require_packages
 
 FRAMEWORK_MEMORY = "the framework's own buffers come on top, with MindSpore on CPU several GiB"
 PACKAGES = ("torch", "peft", "mindspore", "mindformers", "transformers", "tokenizers", "numpy")
@@ -85,6 +86,7 @@ def decide(recipe: Recipe, output_dir: Path) -> Run:
     Raises:
         UserError: for everything that would stop the run later.
     """
+    require_packages(recipe.train.report_to)
     asked = recipe.backend
     backend = choose_backend(asked.name)
     framework = load_backend(backend.value)
@@ -241,13 +243,15 @@ def _train(run: Run, keeper: CheckpointKeeper) -> None:
     if job.resume_from is not None and job.steps_done == len(job.order):  # killed after its last step
         take_adapter(job.resume_from, job.output_dir / "adapter")
         return
-    with Progress(len(job.order)) as progress, RunLog(job.output_dir, job.steps_done) as run_log:
-        run.framework.train(job, Watchers([run_log, progress, keeper]))
+    chosen = Chosen(run.backend.value, run.device.value, run.dtype.value)
+    with watch_run(run, RunRecord(len(job.order), chosen, plan_lines(run), versions()), [keeper]) as watcher:
+        run.framework.train(job, watcher)
 
 
 def _write_start(run: Run) -> None:
     job = run.job
     write_initial_adapter(job.initial_adapter, job.model, run.config, job.lora, job.seed)
+    run.recipe.save(job.initial_adapter / RECIPE)  # so that the report's answers before training are asked alike
     run.recipe.save(job.output_dir / RECIPE)
     write_started(run)
 

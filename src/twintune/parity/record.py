@@ -113,7 +113,8 @@ def first_steps(run: Run, steps: int) -> Run:
     rates = learning_rates(run.job.schedule, run.job.optimizer.learning_rate)
     moving = int(np.flatnonzero(rates)[0]) + 1
     count = min(max(steps, moving), len(run.job.order))
-    return replace(run, job=replace(run.job, order=run.job.order[:count], snapshot_steps=(moving,)))
+    shorter = {"order": run.job.order[:count], "evaluation_steps": (), "checkpoint_steps": ()}
+    return replace(run, job=replace(run.job, **shorter, snapshot_steps=(moving,)))
 
 
 def probe_job(run: Run, workshop: Path) -> TrainJob:

@@ -1,0 +1,107 @@
+"""Going on with a run that was stopped, from its newest checkpoint, as if it had never stopped."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twintune.artifacts import MANIFEST, refuse_used_folder, write_json
+from twintune.checkpoints import find_checkpoints
+from twintune.converters.training_state import read_facts
+from twintune.errors import UserError, raise_collected
+from twintune.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from twintune.training import Run
+
+STARTED = "started.json"
+RECIPE = "recipe.yaml"
+# What decides no number of the training, and may differ where a run goes on.
+FREE = (
+    "evaluate",
+    "generate",
+    "reasoning",
+    "backend.name",
+    "backend.device",
+    "train.eval_steps",
+    "train.evals_per_epoch",
+    "train.per_device_eval_batch_size",
+    "train.save_steps",
+    "train.saves_per_epoch",
+    "train.save_total_limit",
+    "train.save_only_model",
+    "train.load_best_model_at_end",
+    "train.gradient_checkpointing",
+    "train.report_to",
+    "train.run_name",
+    "data.preprocessing_num_workers",
+)
+
+
+def write_started(run: "Run") -> None:
+    """Write what must be the same where this run goes on, besides its recipe."""
+    write_json(run.job.output_dir / STARTED, _facts(run))
+
+
+def _facts(run: "Run") -> dict[str, Any]:
+    return {"rows_fingerprint": run.prepared.summary.fingerprint, "dtype": run.dtype.value}
+
+
+def go_on(run: "Run") -> "tuple[Run, str]":
+    """The run from its newest checkpoint, and a sentence on it; from the beginning where there is none.
+
+    What a killed run left half-written is removed.
+
+    Raises:
+        UserError: if the folder holds something else, a run that has ended, or one of another recipe or rows.
+    """
+    folder = run.job.output_dir
+    if not (folder / STARTED).is_file():
+        refuse_used_folder(folder)
+        return run, f"nothing to resume in {folder}: starts at the first step"
+    if (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder}: --resume must find a run that was stopped, got one that has ended; name a new folder"
+        )
+    raise_collected(_differences(run, folder))
+    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    for half_written in folder.glob(".*.part"):
+        shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
+    checkpoints = find_checkpoints(folder)
+    if not checkpoints:
+        shutil.rmtree(folder)
+        return run, f"no checkpoint in {folder} yet: starts again at the first step"
+    step, checkpoint = list(checkpoints.items())[-1]
+    backend = read_facts(checkpoint)["backend"]
+    sentence = f"goes on after step {step} of {len(run.job.order)}, from {checkpoint.name}, which {backend} wrote"
+    return replace(run, job=replace(run.job, resume_from=checkpoint, steps_done=step)), sentence
+
+
+def _differences(run: "Run", folder: Path) -> Iterator[str]:
+    started = json.loads((folder / STARTED).read_text(encoding="utf-8"))
+    for name, now in _facts(run).items():
+        if started.get(name) != now:
+            yield f"{folder}: {name} must be that of the run, {started.get(name)}, to resume it, got {now}"
+    before, now = _plain(load_recipe(folder / RECIPE)), _plain(run.recipe)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            yield (
+                f"{folder}: {key} must be that of the run, {before.get(key)!r}, to resume it, got {now.get(key)!r}; "
+                "use the run's own recipe.yaml, or train into a new folder"
+            )
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The values of a recipe that decide numbers, by section.key."""
+    flat = dict(_flattened(recipe.model_dump(mode="json")))
+    return {key: value for key, value in flat.items() if not key.startswith(FREE)}
+
+
+def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
