@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from twintune.backends import Evaluation, Step
 from twintune.figures import ACCENT, DARK, LIGHT, count_steps, save_png, tidy
+from twintune.watchers import QuietWatcher
 
 CURVE = "loss_curve.png"
 SECONDS = 20.0  # between two drawings at least
 PARTS = 20  # the smooth curve is the mean over so many-th part of the steps
 
 
-class RunCurve:
+class RunCurve(QuietWatcher):
     """A Watcher that draws the run so far, at most every so many seconds and at the end.
 
     Args:
@@ -45,9 +46,6 @@ class RunCurve:
         if self.steps:
             draw_run(self.path, self.steps, self.evaluations)
 
-    def status(self, text: str) -> None:
-        """Nothing: phases are not drawn."""
-
     def step(self, step: Step) -> None:
         """Add a step, and draw if it is time."""
         self.steps.append(step)
@@ -58,9 +56,6 @@ class RunCurve:
     def evaluated(self, evaluation: Evaluation) -> None:
         """Add an evaluation."""
         self.evaluations.append(evaluation)
-
-    def saved(self, step: int) -> None:
-        """Nothing: checkpoints are not drawn."""
 
 
 def draw_run(path: Path, steps: Sequence[Step], evaluations: Sequence[Evaluation]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Self, TextIO
 from twintune.artifacts import new_file
 from twintune.backends import Evaluation, Step
 from twintune.errors import UserError, raise_collected
+from twintune.watchers import QuietWatcher
 
 LOG = "log.jsonl"
 EVALUATIONS = "evaluation.jsonl"
@@ -16,7 +17,7 @@ STEP_KINDS: dict[str, Any] = {field.name: field.type for field in fields(Step)}
 EVALUATION_KINDS: dict[str, Any] = {"step": int, "loss": float, "perplexity": float, "tokens": int, "seconds": float}
 
 
-class RunLog:
+class RunLog(QuietWatcher):
     """A Watcher that writes both logs; each line can be read as soon as it is told.
 
     Args:
@@ -40,9 +41,6 @@ class RunLog:
         if self.evaluations is not None:
             self.evaluations.close()
 
-    def status(self, text: str) -> None:
-        """Nothing: phases are not logged."""
-
     def step(self, step: Step) -> None:
         """Write a step."""
         _write_line(self.log, asdict(step))
@@ -53,9 +51,6 @@ class RunLog:
             self.evaluations = (self.folder / EVALUATIONS).open(self.mode, encoding="utf-8")
         values = asdict(evaluation) | {"perplexity": evaluation.perplexity}
         _write_line(self.evaluations, {name: values[name] for name in EVALUATION_KINDS})
-
-    def saved(self, step: int) -> None:
-        """Nothing: checkpoints are there to be seen."""
 
 
 def _write_line(stream: TextIO, values: dict[str, Any]) -> None:

@@ -5,9 +5,9 @@ A session is one process: a run that was killed and went on from a checkpoint ha
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -40,18 +40,31 @@ class Session:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Where a run is computed, by the names that the command line takes."""
+
+    backend: str
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """What a run folder knows of its run besides the logs.
 
     Attributes:
+        steps: of the whole run.
+        chosen: backend, device and dtype, of the last session.
         plan: what runs where and why, pairs of a name and a sentence, of the last session.
         versions: of Python and the packages that decide numbers, of the last session.
         sessions: in their order.
     """
 
+    steps: int
+    chosen: Chosen
     plan: list[tuple[str, str]]
     versions: dict[str, str]
-    sessions: list[Session]
+    sessions: list[Session] = field(default_factory=list)
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -71,17 +84,20 @@ def read_record(folder: Path) -> RunRecord:
 
 
 @contextmanager
-def record_session(
-    folder: Path, plan: Sequence[tuple[str, str]], versions: Mapping[str, str], steps_done: int = 0
-) -> Iterator[Session]:
+def record_session(folder: Path, record: RunRecord, steps_done: int = 0) -> Iterator[Session]:
     """Write run.json when a session begins, and again with what it cost when it ends, well or not.
+
+    Args:
+        folder: the run folder.
+        record: without sessions; those of the folder are kept where the run goes on.
+        steps_done: steps behind the checkpoint from which it goes on.
 
     Raises:
         UserError: if the run goes on and its run.json cannot be read.
     """
     earlier = read_record(folder).sessions if steps_done else []
     session = Session(steps_done + 1)
-    record = RunRecord(list(plan), dict(versions), [*earlier, session])
+    record = replace(record, sessions=[*earlier, session])
     _write(folder, record)
     began = time.perf_counter()
     try:

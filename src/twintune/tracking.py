@@ -13,6 +13,7 @@ from typing import Any, Self
 from twintune.backends import Evaluation, Step
 from twintune.errors import UserError, raise_collected
 from twintune.trackers import MLflow, SwanLab, TensorBoard, TrackedRun, Tracker, WeightsAndBiases
+from twintune.watchers import QuietWatcher
 
 # tensorboardX writes TensorBoard's files with neither torch nor tensorboard, which a machine with MindSpore may lack.
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "swanlab": "swanlab", "mlflow": "mlflow"}
@@ -31,7 +32,7 @@ TRACKERS: dict[str, type[TensorBoard] | type[WeightsAndBiases] | type[SwanLab] |
 }
 
 
-class Trackers:
+class Trackers(QuietWatcher):
     """A Watcher that hands metrics to trackers, and switches off one that fails.
 
     Attributes:
@@ -63,9 +64,6 @@ class Trackers:
     ) -> None:
         self._close(failed=error is not None)
 
-    def status(self, text: str) -> None:
-        """Nothing: phases are not tracked."""
-
     def step(self, step: Step) -> None:
         """Hand on what a step measured."""
         metrics = {"loss": step.loss, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate}
@@ -76,9 +74,6 @@ class Trackers:
         """Hand on what an evaluation measured."""
         metrics = {"loss": evaluation.loss, "perplexity": evaluation.perplexity, "runtime": evaluation.seconds}
         self._log({f"eval/{name}": value for name, value in metrics.items()}, evaluation.step)
-
-    def saved(self, step: int) -> None:
-        """Nothing: checkpoints stay where they are."""
 
     def _log(self, metrics: Mapping[str, float], step: int) -> None:
         for name, tracker in list(self.trackers.items()):

@@ -1,8 +1,24 @@
-"""Several Watchers told as one."""
+"""Watchers to build others from: one that does nothing, and several told as one."""
 
 from collections.abc import Sequence
 
 from twintune.backends import Evaluation, Step, Watcher
+
+
+class QuietWatcher:
+    """A Watcher that does nothing; subclasses take up what concerns them."""
+
+    def status(self, text: str) -> None:
+        """A phase that takes long began."""
+
+    def step(self, step: Step) -> None:
+        """One optimizer step ended."""
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """The validation rows were evaluated."""
+
+    def saved(self, step: int) -> None:
+        """The checkpoint after a step is whole."""
 
 
 class Watchers:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from twintune.html_page import render_page
 from twintune.parity.charts import grad_norm_charts, loss_charts, stage_charts, stages_of
 from twintune.parity.drawing import SIZE
 from twintune.parity.verdict import Verdict
@@ -18,19 +19,12 @@ from twintune.parity.wording import (
     value_and_limit,
     version_rows,
 )
-from twintune.visible_text import visible
 
 PAGE = Path(__file__).with_name("page.html.jinja")
 
 
 def html_page(verdict: Verdict) -> str:
     """The page: verdict, first difference, ladder, charts, tolerances, versions, job; all text is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
-    )
-    page = environment.from_string(PAGE.read_text(encoding="utf-8"))
     values: dict[str, Any] = {
         "verdict": verdict,
         "outcome": outcome(verdict),
@@ -48,9 +42,4 @@ def html_page(verdict: Verdict) -> str:
         "stages": stages_of(verdict),
         "versions": version_rows(verdict),
     }
-    return page.render(values)
-
-
-def _visible(value: Any) -> Any:
-    # A macro's output is Markup, a str subclass, that has been through here piece by piece.
-    return visible(value) if type(value) is str else value
+    return render_page(PAGE, values)

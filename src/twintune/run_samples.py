@@ -1,0 +1,129 @@
+"""What the model answered before and after a run, for its report; kept in samples.json of the run folder."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from twintune.artifacts import sha256_file, write_json
+from twintune.chat import load_chat, recipe_sampling
+from twintune.converters.adapter import WEIGHTS
+from twintune.converters.sources import Rejection, read_file, stable_hash
+from twintune.errors import UserError
+from twintune.generation import Sampling
+from twintune.origin import find_sources
+from twintune.recipe import DataSection, Recipe
+from twintune.run_record import Chosen
+
+SAMPLES = "samples.json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question with the model's answer before training and after it."""
+
+    question: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Everything that decides the answers of a run's own adapters.
+
+    Attributes:
+        adapter_sha256: of the trained adapter.
+        sampling: how tokens were picked.
+        questions: in their order.
+    """
+
+    adapter_sha256: str
+    sampling: Sampling
+    questions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """samples.json: what was asked, and the answers."""
+
+    asked: Asked
+    samples: tuple[Sample, ...]
+
+
+def find_samples(folder: Path, recipe: Recipe, machine: Chosen) -> tuple[Sample, ...]:
+    """The answers of a run's initial and trained adapter, from samples.json if they are of this very adapter.
+
+    Args:
+        folder: the run folder, with `initial_adapter/` and `adapter/`.
+        recipe: says what to ask (generate.sample_prompts, or records of data.val_size) and how to pick tokens.
+        machine: where to compute.
+
+    Raises:
+        UserError: if there is nothing to ask, no trained adapter, or what load_chat refuses.
+    """
+    questions = sample_questions(recipe)
+    weights = folder / "adapter" / WEIGHTS
+    if not weights.is_file():
+        raise UserError(f"{folder / 'adapter'}: must be the trained adapter, got none; resume the run, or train again")
+    asked = Asked(sha256_file(weights), recipe_sampling(recipe.generate), tuple(questions))
+    kept = _read(folder / SAMPLES)
+    if kept is not None and kept.asked == asked:
+        return kept.samples
+    before, after = (_answers(folder / name, recipe, machine, asked) for name in ("initial_adapter", "adapter"))
+    samples = tuple(Sample(*texts) for texts in zip(questions, before, after, strict=True))
+    write_json(folder / SAMPLES, asdict(Answered(asked, samples)))
+    return samples
+
+
+def _read(path: Path) -> Answered | None:
+    """What samples.json holds; None if it is not there or not ours, as it can be made again."""
+    try:
+        return TypeAdapter(Answered).validate_json(path.read_bytes())
+    except (OSError, ValidationError, UserError):
+        return None
+
+
+def _answers(adapter: Path, recipe: Recipe, machine: Chosen, asked: Asked) -> list[str]:
+    # The initial adapter adds nothing to the base model, and is loaded and rendered as the trained one is.
+    chat = load_chat(
+        recipe.model.name_or_path,
+        adapter,
+        backend=machine.backend,
+        device=machine.device,
+        dtype=machine.dtype,
+    )
+    return [answer for (answer,) in chat.answer(asked.questions, asked.sampling)]
+
+
+def sample_questions(recipe: Recipe) -> list[str]:
+    """What a run's report asks: generate.sample_prompts, or the first questions of validation records.
+
+    Raises:
+        UserError: if that is nothing, or the records cannot be read.
+    """
+    section = recipe.generate
+    if section.sample_prompts:
+        return list(section.sample_prompts)
+    if not section.num_samples:
+        raise UserError("recipe: generate.num_samples must be above 0 for samples, got 0")
+    if not recipe.data.val_size:
+        raise UserError(
+            "recipe: generate.sample_prompts must name questions, or data.val_size must be above 0, for samples, "
+            "got neither"
+        )
+    return list(islice(_validation_questions(recipe.data), section.num_samples))
+
+
+def _validation_questions(data: DataSection) -> Iterator[str]:
+    """The first question of each validation record; what prepare rejects is in its rejected.jsonl."""
+    for source in find_sources(data):
+        for record in read_file(source.path):
+            if isinstance(record, Rejection) or stable_hash(record.value) >= data.val_size:
+                continue
+            try:
+                (conversation, *_) = source.format.conversations(record.value, str(record.row))
+            except UserError:
+                continue
+            yield next(message.text for message in conversation.messages if message.role == "human")
