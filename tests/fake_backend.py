@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, Forward, Name, Step, StepGradients, TrainJob, Watcher
+from twintune.backends import Choice, Forward, Name, Quantization, Step, StepGradients, TrainJob, Watcher
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.converters.weights import read_weights
 from twintune.errors import UserError
@@ -32,6 +32,9 @@ class FakeBackend:
     def choose_dtype(self, asked: str, device: str) -> Choice:
         return Choice("float32", f"asked {asked} on {device}")
 
+    def choose_optimizer(self, asked: str, device: str) -> Choice:
+        return Choice("FakeOptimizer", f"asked {asked} on {device}")
+
     def plan(self, job: TrainJob) -> dict[str, str]:
         return {"fake.yaml": f"steps: {job.schedule.max_steps}\n"}
 
@@ -46,9 +49,16 @@ class FakeBackend:
             write_adapter(folder, read_adapter(job.initial_adapter)[1], job.lora, str(job.model))
 
     def load_model(
-        self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str
+        self,
+        model: Path,
+        adapter: Path | None,
+        *,
+        pad_token_id: int,
+        device: str,
+        dtype: str,
+        quantization: Quantization | None = None,
     ) -> "FakeBackend":
-        self.loaded.append((model, adapter, pad_token_id, device, dtype))
+        self.loaded.append((model, adapter, pad_token_id, device, dtype, quantization))
         return self
 
     def learning_rates(self, job: TrainJob) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, LanguageModel, Name, Probe, TrainJob, Watcher
+from twintune.backends import Choice, LanguageModel, Name, OptimizerName, Probe, Quantization, TrainJob, Watcher
 from twintune.backends.ascend import profile, runtime
 
 
@@ -22,6 +22,10 @@ class AscendBackend:
     def choose_dtype(self, asked: str, device: str) -> Choice:
         """See runtime.choose_dtype."""
         return runtime.choose_dtype(asked, device)
+
+    def choose_optimizer(self, asked: OptimizerName, device: str) -> Choice:
+        """See profile.choose_optimizer."""
+        return profile.choose_optimizer(asked, device)
 
     def plan(self, job: TrainJob) -> dict[str, str]:
         """The MindFormers YAML for an NPU and for CPU, every key of both known to MindFormers."""

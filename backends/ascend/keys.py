@@ -17,7 +17,9 @@ from mindspore.context import _Context
 from mindspore.dataset import MindDataset
 from mindspore.parallel._auto_parallel_context import _set_auto_parallel_context_func_map
 
+import twintune.backends.ascend.optimizers
 import twintune.backends.ascend.phi
+import twintune.backends.ascend.schedule
 import twintune.backends.ascend.step  # noqa: F401  both register with MindFormers
 from twintune.errors import raise_collected
 
@@ -43,6 +45,8 @@ OWNED = {
     "model.model_config.pad_token_id": "model.pad_token",
     "model.model_config.seq_length": "data.cutoff_len",
     "train_dataset.batch_size": "train.per_device_train_batch_size",
+    "lr_schedule.lr_scheduler_type": "train.lr_scheduler_type",
+    "lr_schedule.lr_scheduler_kwargs": "train.lr_scheduler_kwargs",
     "load_checkpoint": "model.name_or_path",
     "resume_training": "none yet",
 }
@@ -127,6 +131,8 @@ def _arguments(kind: type) -> set[str]:
         for name in ("__init__", "__new__"):
             constructor = getattr(parent.__dict__.get(name), "__func__", parent.__dict__.get(name))
             if inspect.isfunction(constructor):  # classes written in C++ have others
-                parameters = inspect.signature(inspect.unwrap(constructor)).parameters.values()
+                # The decorator of MindSpore's optimizers does not say what it wraps; it calls it fn.
+                wrapped = inspect.getclosurevars(constructor).nonlocals.get("fn", constructor)
+                parameters = inspect.signature(inspect.unwrap(wrapped)).parameters.values()
                 names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     return names - {"self", "cls"}

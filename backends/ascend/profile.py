@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from twintune.backends import Choice, Lora, Optimizer, Schedule, TrainJob
+from twintune.backends import Choice, Lora, Optimizer, OptimizerName, Schedule, TrainJob
 from twintune.converters.names import biased_modules
 from twintune.converters.pet_config import to_pet_config
+from twintune.errors import UserError
 from twintune.models import read_model_config, rotary_size
 
 LENGTH_MULTIPLE = 16  # NPU matrix units work in blocks of 16
@@ -24,6 +25,13 @@ SCHEDULES = {
     "cosine": "CosineWithWarmUpLR",
     "constant": "ConstantWarmUpLR",
     "constant_with_warmup": "ConstantWarmUpLR",
+}
+
+OPTIMIZERS: dict[OptimizerName, str] = {
+    "adamw_torch": "AdamW",
+    "adam_weight_decay": "AdamWeightDecay",
+    "sgd": "Momentum",  # MindSpore's own SGD forgets its momentum when a run goes on from a checkpoint
+    "lion_32bit": "TwintuneLion",
 }
 
 
@@ -77,7 +85,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
             **({"nf4_block_size": job.quantization.block_size} if job.quantization else {}),
         },
         "calculate_per_token_loss": True,  # the network then gives (loss sum, trained tokens)
-        "optimizer": _optimizer(job.optimizer),
+        "optimizer": _optimizer(job.optimizer, device),
         "lr_schedule": _lr_schedule(job.schedule, job.optimizer.learning_rate),
         **_dataset(job, rows_per_step, device),
         "micro_batch_interleave_num": 1,
@@ -181,21 +189,46 @@ def pet_config(lora: Lora, dtype: str) -> dict[str, Any]:
     return {**to_pet_config(lora), "param_init_type": "float32", "compute_dtype": dtype}
 
 
-def _optimizer(settings: Optimizer) -> dict[str, Any]:
-    """MindFormers' AdamW, or MindSpore's AdamWeightDecay, which has no bias correction."""
-    shared = {"eps": settings.adam_epsilon, "weight_decay": settings.weight_decay}
-    if settings.optim == "adamw_torch":
-        return {"type": "AdamW", "betas": [settings.adam_beta1, settings.adam_beta2], **shared}
-    return {"type": "AdamWeightDecay", "beta1": settings.adam_beta1, "beta2": settings.adam_beta2, **shared}
+def choose_optimizer(asked: OptimizerName, device: str) -> Choice:
+    """The class that does what `train.optim` asks, as MindFormers registers it.
+
+    Raises:
+        UserError: for moments in 8 bits.
+    """
+    if asked in ("adamw_8bit", "paged_adamw_8bit"):
+        raise UserError(
+            f"recipe: train.optim must keep its moments in 32 bits with --backend ascend, got {asked!r} (MindSpore has "
+            "no 8-bit moments); use train.optim=paged_adamw_32bit, or --backend cuda"
+        )
+    if asked == "paged_adamw_32bit":
+        where = "moments in the host's memory" if device == "npu" else "the same numbers, for a CPU has no other memory"
+        return Choice("AdamW", f"{asked}: {where}")
+    return Choice(OPTIMIZERS[asked], asked)
+
+
+def _optimizer(settings: Optimizer, device: str) -> dict[str, Any]:
+    kind = {"type": choose_optimizer(settings.optim, device).value, "weight_decay": settings.weight_decay}
+    if settings.optim == "sgd":
+        return {**kind, "momentum": settings.sgd_momentum}
+    beta1, beta2 = settings.adam_beta1, settings.adam_beta2
+    if settings.optim == "lion_32bit":
+        return {**kind, "beta1": beta1, "beta2": beta2}
+    if settings.optim == "adam_weight_decay":
+        return {**kind, "beta1": beta1, "beta2": beta2, "eps": settings.adam_epsilon}
+    paged = {"swap": True} if settings.optim == "paged_adamw_32bit" and device == "npu" else {}
+    return {**kind, "betas": [beta1, beta2], "eps": settings.adam_epsilon, **paged}
 
 
 def _lr_schedule(schedule: Schedule, learning_rate: float) -> dict[str, Any]:
-    warmup = 0 if schedule.lr_scheduler_type == "constant" else schedule.warmup_steps
+    """MindFormers' own schedule where it has the formula of twintune.schedule, else that formula's table."""
+    kind = schedule.lr_scheduler_type
+    own = {"lr_scheduler_type": kind, "lr_scheduler_kwargs": dict(schedule.lr_scheduler_kwargs)}
     return {
-        "type": SCHEDULES[schedule.lr_scheduler_type],
+        "type": SCHEDULES.get(kind, "TwintuneLR"),
         "learning_rate": learning_rate,
-        "warmup_steps": warmup,
+        "warmup_steps": 0 if kind == "constant" else schedule.warmup_steps,
         "total_steps": schedule.max_steps,
+        **({} if kind in SCHEDULES else own),
     }
 
 

@@ -90,6 +90,8 @@ def start(config_file: Path) -> Any:
         raise UserError(
             f"{config_file}: backend.ascend.overrides must be keys that MindFormers knows, got: {error}"
         ) from None
+    if config.optimizer.get("swap"):  # MindFormers' AdamW wants this beside it
+        os.environ.setdefault("MS_DEV_RUNTIME_CONF", "switch_inline:False")
     build_context(config)
     return config
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, LanguageModel, Name, Probe, TrainJob, Watcher
+from twintune.backends import Choice, LanguageModel, Name, OptimizerName, Probe, Quantization, TrainJob, Watcher
 
 
 class CudaBackend:
@@ -24,6 +24,12 @@ class CudaBackend:
         from twintune.backends.cuda.device import choose_dtype
 
         return choose_dtype(asked, device)
+
+    def choose_optimizer(self, asked: OptimizerName, device: str) -> Choice:
+        """See optimizer.choose_optimizer."""
+        from twintune.backends.cuda.optimizer import choose_optimizer
+
+        return choose_optimizer(asked, device)
 
     def plan(self, job: TrainJob) -> dict[str, str]:
         """Nothing: this backend writes no configuration for its framework."""

@@ -1,59 +1,104 @@
-"""The optimizers of the cuda backend: torch's AdamW, and MindSpore's AdamWeightDecay, which torch has not."""
+"""The optimizers of the cuda backend: torch's, bitsandbytes', and MindSpore's AdamWeightDecay, which neither has."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twintune.backends import Optimizer
+from twintune.backends import Choice, Optimizer, OptimizerName
 from twintune.backends.matching import check_matrices
 from twintune.converters.training_state import TrainingState
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names
+CLASSES: dict[OptimizerName, str] = {
+    "adamw_torch": "torch.optim.AdamW",
+    "adam_weight_decay": "twintune.backends.cuda.optimizer.AdamWeightDecay",
+    "sgd": "torch.optim.SGD",
+    "lion_32bit": "bitsandbytes.optim.Lion32bit",
+    "adamw_8bit": "bitsandbytes.optim.AdamW8bit",
+    "paged_adamw_32bit": "bitsandbytes.optim.PagedAdamW32bit",
+    "paged_adamw_8bit": "bitsandbytes.optim.PagedAdamW8bit",
+}
+UNPAGED: dict[OptimizerName, OptimizerName] = {"paged_adamw_32bit": "adamw_torch", "paged_adamw_8bit": "adamw_8bit"}
+TORCH_NAMES = {"state1": "exp_avg", "state2": "exp_avg_sq"}  # of bitsandbytes' moments
+NOT_KEPT = ("step", "qmap1", "qmap2")  # the step is the run's; bitsandbytes' code books are constants
+
+
+def choose_optimizer(asked: OptimizerName, device: str) -> Choice:
+    """The class that does what `train.optim` asks on a device, with its module."""
+    if asked in UNPAGED and device != "cuda":
+        return Choice(CLASSES[UNPAGED[asked]], f"{asked}, whose pages only a GPU has: the same numbers without them")
+    return Choice(CLASSES[asked], asked)
 
 
 def make_optimizer(settings: Optimizer, parameters: list[Any]) -> Any:
-    """The optimizer that the settings describe, over float32 parameters."""
-    options: dict[str, Any] = {
-        "lr": settings.learning_rate,
-        "betas": (settings.adam_beta1, settings.adam_beta2),
-        "eps": settings.adam_epsilon,
-        "weight_decay": settings.weight_decay,
-    }
-    return (torch.optim.AdamW if settings.optim == "adamw_torch" else AdamWeightDecay)(parameters, **options)
+    """The optimizer that the settings describe, over float32 parameters of one device."""
+    module, _, name = choose_optimizer(settings.optim, parameters[0].device.type).value.rpartition(".")
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optim == "sgd":
+        options["momentum"] = settings.sgd_momentum
+    else:
+        options["betas"] = (settings.adam_beta1, settings.adam_beta2)
+    if settings.optim not in ("sgd", "lion_32bit"):
+        options["eps"] = settings.adam_epsilon
+    return getattr(import_module(module), name)(parameters, **options)
 
 
-def optimizer_state(optimizer: Any, parameters: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-    """The moments of every parameter, float32 by `MOMENT.NAME`; `parameters` by PEFT name."""
-    return {
-        f"{moment}.{name}": optimizer.state[parameter][moment].cpu().numpy().copy()
-        for name, parameter in parameters.items()
-        for moment in MOMENTS
-    }
+def optimizer_state(optimizer: Any, parameters: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The moments of every parameter by `MOMENT.NAME`: float32, or 8-bit codes with the largest of each block.
+
+    Args:
+        optimizer: after one step at least.
+        parameters: by PEFT name.
+    """
+    moments = _moments(optimizer, parameters)
+    return {name: moment.detach().cpu().numpy().copy() for name, moment in moments.items()}
 
 
 def put_in_state(optimizer: Any, parameters: Mapping[str, Any], state: TrainingState, source: str) -> None:
-    """Set what optimizer_state gave, and the steps that the bias correction counts.
+    """Set what optimizer_state gave, and the steps that a bias correction counts.
 
     Raises:
         UserError: for every moment that is missing, unknown or misshapen.
     """
-    wanted = {f"{moment}.{name}": parameter for name, parameter in parameters.items() for moment in MOMENTS}
-    check_matrices(wanted, state.optimizer, source, "the checkpoint must have the moments of train.optim")
-    for name, parameter in parameters.items():
-        moments = {moment: torch.from_numpy(state.optimizer[f"{moment}.{name}"]) for moment in MOMENTS}
-        on_device = {moment: tensor.to(parameter.device) for moment, tensor in moments.items()}
-        optimizer.state[parameter] = {"step": torch.tensor(float(state.step)), **on_device}
+    _make_state(optimizer, parameters)
+    moments = _moments(optimizer, parameters)
+    check_matrices(moments, state.optimizer, source, "the checkpoint must have the moments of train.optim")
+    for name, moment in moments.items():
+        moment.copy_(torch.from_numpy(state.optimizer[name]))
+    for parameter in parameters.values():
+        kept = optimizer.state[parameter]
+        if "step" in kept:  # torch keeps a tensor of it, bitsandbytes an int
+            kept["step"] = torch.tensor(float(state.step)) if torch.is_tensor(kept["step"]) else state.step
+
+
+def _make_state(optimizer: Any, parameters: Mapping[str, Any]) -> None:
+    """Have the optimizer make its moments, paged or in 8 bits as it does: a step of rate 0 moves no weight."""
+    (group,) = optimizer.param_groups
+    rate, group["lr"] = group["lr"], 0.0
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    group["lr"] = rate
+
+
+def _moments(optimizer: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"{TORCH_NAMES.get(key, key)}.{name}": moment
+        for name, parameter in parameters.items()
+        for key, moment in optimizer.state[parameter].items()
+        if key not in NOT_KEPT and moment is not None  # torch's SGD without momentum says None
+    }
 
 
 class AdamWeightDecay(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not read by mypy here
-    """Adam with decoupled weight decay and without bias correction, as mindspore.nn.AdamWeightDecay.
+    """Adam with decoupled weight decay and no bias correction: see twintune.optimizers for its formula.
 
-    m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  w -= lr (m / (sqrt(v) + eps) + weight_decay w).
     Moments are float32, as in the FP32StateAdamWeightDecay of the first BELLE jobs on MindFormers. Betas are float32
-    too, as MindSpore holds them: 1 - beta2 of 0.999 is then 0.00099998713, which moves every update by 6e-6 of itself.
+    too, as MindSpore holds them.
     """
 
     def __init__(
@@ -73,7 +118,7 @@ class AdamWeightDecay(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
         beta1, beta2 = (float(np.float32(beta)) for beta in group["betas"])
         state = self.state[parameter]
         if not state:
-            for moment in MOMENTS:
+            for moment in ("exp_avg", "exp_avg_sq"):
                 state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
         gradient = parameter.grad.float()
         m, v = state["exp_avg"].lerp_(gradient, 1 - beta1), state["exp_avg_sq"]
