@@ -289,9 +289,16 @@ class Backend(Protocol):
         """Train and write `adapter/` (PEFT format) into job.output_dir."""
 
     def load_model(
-        self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str
+        self,
+        model: Path,
+        adapter: Path | None,
+        *,
+        pad_token_id: int,
+        device: str,
+        dtype: str,
+        quantization: Quantization | None = None,
     ) -> LanguageModel:
-        """Load a Hugging Face folder, with a PEFT adapter on it or none."""
+        """Load a Hugging Face folder, with a PEFT adapter on it or none, its linear layers quantized or not."""
 
     def learning_rates(self, job: TrainJob) -> NDArray[np.float64]:
         """What the framework would take at each step of the whole schedule, float64 [max_steps]."""

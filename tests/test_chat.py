@@ -7,7 +7,7 @@ from tests.fake_backend import FakeBackend
 from tests.smallest_recipe import write_smallest_recipe
 from tests.tiny_tokenizers import save_chatml_tokenizer
 from twintune.answering import read_questions, write_answers
-from twintune.backends import Choice, Lora
+from twintune.backends import Choice, Lora, Quantization
 from twintune.chat import Chat, adapter_recipe, load_chat
 from twintune.converters.adapter import write_adapter
 from twintune.converters.tokens import load_tokenizer
@@ -50,8 +50,18 @@ def test_the_template_and_the_pad_come_with_the_adapter(model: Path, adapter: Pa
     assert chat.choices["template"] == Choice("vicuna_v1.1", "from the adapter's recipe.yaml")
     assert chat.choices["backend"] == Choice("fake", "asked auto")
     assert chat.choices["device"] == Choice("cpu", "asked cpu")
-    assert fake.loaded == [(model, adapter, chat.tokenizer.pad_token_id, "cpu", "float32")]
+    assert fake.loaded == [(model, adapter, chat.tokenizer.pad_token_id, "cpu", "float32", None)]
     assert chat.tokenizer.pad.value == "▁"
+
+
+def test_an_adapter_of_a_base_in_4_bits_gets_such_a_base(
+    tmp_path: Path, model: Path, adapter: Path, fake: FakeBackend
+) -> None:
+    settings = ["model.load_in_4bit=true", "model.bnb_4bit_use_double_quant=true"]
+    load_recipe(tmp_path / "recipe.yaml", settings).save(adapter / "recipe.yaml")
+    chat = load_chat(str(model), adapter)
+    assert fake.loaded[-1][-1] == Quantization(double_quant=True)
+    assert chat.choices["base weights"] == Choice("nf4", "from the adapter's recipe.yaml, as trained")
 
 
 def test_flags_are_the_last_word(model: Path, adapter: Path) -> None:

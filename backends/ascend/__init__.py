@@ -48,13 +48,22 @@ class AscendBackend:
         train(job, watcher)
 
     def load_model(
-        self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str
+        self,
+        model: Path,
+        adapter: Path | None,
+        *,
+        pad_token_id: int,
+        device: str,
+        dtype: str,
+        quantization: Quantization | None = None,
     ) -> LanguageModel:
         """See decode.MindFormersModel."""
         runtime.import_quietly()
         from twintune.backends.ascend.decode import MindFormersModel
 
-        return MindFormersModel(model, adapter, pad_token_id=pad_token_id, device=device, dtype=dtype)
+        return MindFormersModel(
+            model, adapter, pad_token_id=pad_token_id, device=device, dtype=dtype, quantization=quantization
+        )
 
     def learning_rates(self, job: TrainJob) -> NDArray[np.float64]:
         """See schedule.learning_rates."""

@@ -42,12 +42,21 @@ class CudaBackend:
         train(job, watcher)
 
     def load_model(
-        self, model: Path, adapter: Path | None, *, pad_token_id: int, device: str, dtype: str
+        self,
+        model: Path,
+        adapter: Path | None,
+        *,
+        pad_token_id: int,
+        device: str,
+        dtype: str,
+        quantization: Quantization | None = None,
     ) -> LanguageModel:
         """Load a Hugging Face folder, with a PEFT adapter on it or none."""
         from twintune.backends.cuda.decode import load_language_model
 
-        return load_language_model(model, adapter, pad_token_id=pad_token_id, device=device, dtype=dtype)
+        return load_language_model(
+            model, adapter, pad_token_id=pad_token_id, device=device, dtype=dtype, quantization=quantization
+        )
 
     def learning_rates(self, job: TrainJob) -> NDArray[np.float64]:
         """See train.job_learning_rates."""

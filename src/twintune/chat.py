@@ -16,6 +16,7 @@ from twintune.errors import UserError
 from twintune.generation import OnText, Sampling, TextGenerator
 from twintune.recipe import DeviceName, DtypeName, GenerateSection, ModelSection, Recipe, load_recipe
 from twintune.resizing import trained_model
+from twintune.training import seam_quantization
 
 RAW = "none"
 Question = str | Sequence[Message]  # messages: a system prompt and earlier turns may come first
@@ -97,11 +98,18 @@ def load_chat(
     if name.value != RAW:
         rendering = load_template(name.value, tokenizer, system or (recipe.data.system if recipe else None))
     language_model = framework.load_model(
-        folder, adapter, pad_token_id=tokenizer.pad_token_id, device=place.value, dtype=kind.value
+        folder,
+        adapter,
+        pad_token_id=tokenizer.pad_token_id,
+        device=place.value,
+        dtype=kind.value,
+        quantization=seam_quantization(section),
     )
     stop_text = rendering.stop_text if rendering else None
     generator = TextGenerator(language_model, tokenizer, stop_token_ids(tokenizer, rendering), batch_size, stop_text)
     choices = {"backend": chosen, "device": place, "dtype": kind, "template": name}
+    if section.load_in_4bit:
+        choices["base weights"] = Choice(section.bnb_4bit_quant_type, "from the adapter's recipe.yaml, as trained")
     return Chat(generator, tokenizer, rendering, choices, recipe.data.split_special_tokens if recipe else True)
 
 

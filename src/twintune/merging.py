@@ -135,12 +135,18 @@ def _require_same(output_dir: Path, check: MergeCheck) -> None:
 
 
 def _notes(section: ModelSection) -> tuple[str, ...]:
-    if not section.added_tokens or section.pad_to_multiple_of:  # a resized model's tokenizer has them
-        return ()
-    return (
-        f"the tokenizer's files are the base's: add {', '.join(section.added_tokens)} as special tokens where you "
-        "load them, as model.added_tokens did",
-    )
+    notes = []
+    if section.load_in_4bit:
+        notes.append(
+            "the adapter was trained on a base in 4 bits and is merged into the base as it is stored, as is usual with "
+            "PEFT: answers differ from those of generate, which loads the base in 4 bits again"
+        )
+    if section.added_tokens and not section.pad_to_multiple_of:  # a resized model's tokenizer has them
+        notes.append(
+            f"the tokenizer's files are the base's: add {', '.join(section.added_tokens)} as special tokens where you "
+            "load them, as model.added_tokens did"
+        )
+    return tuple(notes)
 
 
 def _summary(merge: Merge, adapter: Path) -> dict[str, Any]:
