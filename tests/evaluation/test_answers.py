@@ -1,41 +1,73 @@
-"""The final answer of a solution, by example and by property."""
+"""The final answer of a solution: by a corpus of awkward ones, by published data sets, by property."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.evaluation.awkward_answers import CHOICES, NUMBERS, SAME
+from twintune.converters.records import to_conversations
 from twintune.errors import UserError
-from twintune.evaluation.answers import exact_match, final_answer
+from twintune.evaluation.answers import answer_kind, exact_match, final_answer, same_answer
+
+# GSM8K (openai/grade-school-math, MIT License, Copyright (c) 2021 OpenAI), train.jsonl, ends of the answers.
+GSM8K = [
+    ("Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72", "72"),
+    ("Working 50 minutes, she earned 0.2 x 50 = $<<0.2*50=10>>10.\n#### 10", "10"),
+]
+# CMATH (XiaoMi/cmath, Wei et al. 2023, arXiv:2306.16636, CC-BY 4.0), cmath_dev.jsonl, golden answers, unchanged.
+CMATH = [("9", "9"), ("2/6", "1/3"), ("2813.18", "2813.18"), ("12%", "12%"), ("45/7", "45/7")]
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("3 * 4 = 12. The answer is 12.", "12"),
-        ("The answer is: 12", "12"),
-        ("the final answer is $1,234.50.", "1234.5"),
-        ("The answer is 3 * 4 = 12.", "12"),
-        ("The answer is 12. He has 7 left.", "12"),
-        ("The answer is 5. No: the answer is 6.", "6"),
-        ("The answer is 3.5. Then 2.", "3.5"),
-        ("48/2 = 24\n#### 72", "72"),
-        ("7 × 6 = 42，47 - 42 = 5。答案是：5", "5"),
-        ("答案是：１，２３４．０元", "1"),  # a full-width comma separates, it does not group
-        ("答案是：１２３４．０元。共3人", "1234"),
-        ("答案是 -3", "-3"),
-        ("答案是：3/4", "0.75"),
-        ("答案是：", None),
-        ("He has 3 apples and 12 pears", "12"),  # no marker: the last number
-        ("5-3", None),  # a calculation or a range
-        ("20 percent is 007.0%", "7%"),
-        ("-0.0", "0"),
-        ("twelve", None),
-        ("", None),
-        ("The answer is clear. There are 8.", "8"),
-    ],
-)
-def test_final_answer(text: str, answer: str | None) -> None:
+@pytest.mark.parametrize(("text", "answer"), [*NUMBERS, *GSM8K, *CMATH])
+def test_the_number_that_a_text_answers(text: str, answer: str | None) -> None:
     assert final_answer(text) == answer
+    if answer is not None:
+        assert final_answer(answer) == answer
+
+
+@pytest.mark.parametrize(("text", "answer"), CHOICES)
+def test_the_letter_that_a_text_chooses(text: str, answer: str | None) -> None:
+    assert final_answer(text, "choice") == answer
+
+
+@pytest.mark.parametrize(("one", "other", "same"), SAME)
+def test_answers_are_the_same_by_value(one: str, other: str, same: bool) -> None:
+    assert same_answer(one, other) is same
+    assert same_answer(other, one) is same
+
+
+def test_every_gold_answer_of_gsm8k_is_extracted_from_its_text(shared_data: Path) -> None:
+    with (shared_data / "gsm8k" / "train.jsonl").open(encoding="utf-8") as stream:
+        texts = [json.loads(line)["answer"] for line in stream]
+    assert len(texts) == 7473
+    golds = [text.rpartition("####")[2].strip().replace(",", "") for text in texts]
+    assert [final_answer(text) for text in texts] == golds
+    assert {answer_kind(text) for text in texts[::10]} == {"number"}
+
+
+@pytest.mark.parametrize("sentence", ["{}", "答：一共是{}。", r"所以 $\boxed{{{}}}$", "#### {}", "The answer is {}."])
+def test_every_gold_answer_of_cmath_is_extracted_from_a_sentence(shared_data: Path, sentence: str) -> None:
+    with (shared_data / "cmath" / "cmath_dev.jsonl").open(encoding="utf-8") as stream:
+        golds = [json.loads(line)["golden"] for line in stream]
+    assert len(golds) == 600
+    for gold in golds:
+        answer = final_answer(sentence.format(gold))
+        assert answer is not None
+        assert Fraction(answer.rstrip("%")) == Fraction(gold.rstrip("%"))
+        assert answer.endswith("%") == gold.endswith("%")
+
+
+def test_every_gold_answer_of_math23k_and_of_the_logic_contest_is_extracted(shared_data: Path) -> None:
+    math = to_conversations(shared_data / "math23k" / "math23k_test.json")
+    assert len([each for each in math if final_answer(each.messages[-1].text) is not None]) == len(math) == 1000
+    logic = to_conversations(shared_data / "logic" / "round1_train_data.jsonl")
+    golds = [each.messages[-1].text for each in logic]
+    assert {answer_kind(gold) for gold in golds} == {"choice"}
+    assert [final_answer(gold, "choice") for gold in golds] == [gold.strip()[-1] for gold in golds]
 
 
 @given(st.integers(-(10**12), 10**12))

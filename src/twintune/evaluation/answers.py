@@ -6,6 +6,7 @@ from typing import Literal
 from twintune.errors import UserError
 from twintune.evaluation.choices import choose, marked_letters
 from twintune.evaluation.numbers import Number, find_numbers
+from twintune.evaluation.numerals import CHARACTERS
 from twintune.evaluation.plain_text import plain
 
 Kind = Literal["number", "choice"]
@@ -15,6 +16,8 @@ MARKERS = re.compile(
     r"|【答案】|答案\s*(?:应该|应|就)?\s*(?:是|为|等于|[:=])|(?:^|[\s。,，])答\s*:",
     re.IGNORECASE,
 )
+# Where nothing is marked, 一 is an article (这是一个难题) more often than a number.
+ARTICLE = re.compile(rf"(?<![{CHARACTERS}])一(?![{CHARACTERS}分点又])")
 SENTENCE_END = re.compile(r"\n|[。；;！!？?]|\.(?=\s|$)")
 
 
@@ -64,7 +67,7 @@ def _final_number(text: str) -> Number | None:
         mentions = _marked_numbers(text[marker.end() :])
         if mentions:
             return next((number for number in mentions if number is not None), None)
-    return _last(find_numbers(text))
+    return _last(find_numbers(ARTICLE.sub("某", text)))
 
 
 def _marked_numbers(text: str) -> list[Number | None]:

@@ -15,7 +15,7 @@ FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(
 COMMANDS = (
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr|quad|qquad)(?![A-Za-z])"), ""),
-    (re.compile(r"\\[,;:!]|\\ |~"), " "),
+    (re.compile(r"\\[,;:!]|\\ "), " "),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
     (re.compile(r"\\div(?![A-Za-z])"), "÷"),
     (re.compile(r"\\(?:approx|doteq)(?![A-Za-z])"), "="),
@@ -24,8 +24,8 @@ COMMANDS = (
     (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)"), "°"),
     (re.compile(r"\\?%"), "%"),
     (re.compile(r"\\[()\[\]]"), " "),
-    (re.compile(r"\\?\$"), ""),  # of LaTeX and of dollars: neither changes a number
-    (re.compile(r"\*\*|__|`"), ""),
+    (re.compile(r"(?:\b(?:US|HK))?\\?\$"), ""),  # of LaTeX and of dollars: neither changes a number
+    (re.compile(r"\*\*|`|(?<![A-Za-z\d])_+|_+(?![A-Za-z\d])"), ""),
 )
 
 
