@@ -65,5 +65,5 @@ def require_plain_head(model: Any) -> None:
     if not torch.allclose(computed, expected, rtol=1e-3, atol=1e-3):
         raise UserError(
             f"model.name_or_path must be an architecture whose logits are its head's output, got "
-            f"{causal.config.model_type}, which changes them afterwards; choose a llama, mistral or qwen2"
+            f"{causal.config.model_type}, which changes them afterwards; choose a llama, mistral, phi or qwen2"
         )

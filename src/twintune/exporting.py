@@ -2,14 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from twintune.adapter_base import base_of, settings_of
+from twintune.backends import Lora
 from twintune.chat import adapter_recipe, model_section
 from twintune.converters.adapter_export import AdapterExport, FileFormat, export_to_mindformers, export_to_peft
 from twintune.converters.adapter_settings import read_adapter_config
 from twintune.converters.mindformers_adapter import find_checkpoint
+from twintune.converters.target_modules import layers_of
+from twintune.errors import raise_collected
 from twintune.models import read_model_config
 from twintune.recipe import ModelSection
 from twintune.resizing import trained_model
@@ -63,8 +67,20 @@ def adapter_from_mindformers(
         checkpoint, pet_config=pet_config, model=model, lora_alpha=lora_alpha, target_modules=target_modules
     )
     config = _config(settings.base_model)
-    done = export_to_peft(checkpoint, config, output_dir, settings.lora, settings.base_model)
+    lora = _on_layers_of(config, settings.lora, target_modules or ())
+    done = export_to_peft(checkpoint, config, output_dir, lora, settings.base_model)
     return done, settings.source
+
+
+def _on_layers_of(config: dict[str, Any], lora: Lora, asked: tuple[str, ...]) -> Lora:
+    """The settings for this model: a pattern of MindFormers may match layers that other families have."""
+    known = layers_of(config)
+    raise_collected(
+        f"command line: --target-modules must be of {', '.join(known)} for a {config['model_type']}, got {name}"
+        for name in asked
+        if name not in known
+    )
+    return replace(lora, target_modules=tuple(name for name in lora.target_modules if name in known))
 
 
 def _config(model: str) -> dict[str, Any]:

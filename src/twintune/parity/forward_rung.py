@@ -146,7 +146,8 @@ def _cause(pair: Pair, first: Stage, position: int, words: str) -> str:
     if position == 0:
         return (
             f"{first.name} differs already for a first token, which attends to itself alone: look at its norms "
-            "(rms_norm_eps), the v and o projections, the MLP (w1 and w3) and activation, not at rope or the mask"
+            "(rms_norm_eps or layer_norm_eps), the v and o projections, the MLP and its activation, "
+            "not at rope or the mask"
         )
     if position <= first.positions[1]:
         return (
