@@ -93,6 +93,7 @@ def _job(first: Bundle, second: Bundle) -> dict[str, str]:
     train, lora = recipe["train"], recipe["lora"]
     return {
         "model": f"{recipe['model']['name_or_path']} ({first.facts['model_config']['model_type']})",
+        **_quantization(recipe["model"]),
         **{f"data {file['name']}": f"sha256 {file['sha256']}" for file in rows["files"]},
         "template": _template(recipe),
         "rows": f"{rows['count']}, {rows['trained_tokens']} of {rows['tokens']} tokens trained",
@@ -107,6 +108,13 @@ def _job(first: Bundle, second: Bundle) -> dict[str, str]:
         "steps compared": str(min(len(first.steps), len(second.steps))),
         **{f"bundle {bundle.name}": _bundle_line(bundle) for bundle in (first, second)},
     }
+
+
+def _quantization(model: Mapping[str, Any]) -> dict[str, str]:
+    if not model.get("load_in_4bit"):  # bundles of older versions have no such key
+        return {}
+    absmax = "8 bits, double quantization" if model["bnb_4bit_use_double_quant"] else "float32"
+    return {"base weights": f"linear layers in {model['bnb_4bit_quant_type'].upper()}, absmax in {absmax}"}
 
 
 def _dropout(left_out: float) -> dict[str, str]:

@@ -248,7 +248,10 @@ class Recorder:
         self.facts["first_step"] = {"loss": step.loss, "tokens": step.tokens, "gradient_norms": norms}
 
     def _final(self, probe: Probe, final: Path, conversations: Sequence[Conversation], peer: Bundle | None) -> None:
-        """Logits with the final adapter, with the other side's, and of the merged weights without one."""
+        """Logits with the final adapter, with the other side's, and of the merged weights without one.
+
+        A base in 4 bits takes no merged weights: an adapter is merged into the base as it is stored.
+        """
         lora, tensors = read_adapter(final)
         places = [
             self._positions(len(one.ids), self.run.config["vocab_size"], LOGIT_NUMBERS, number)
@@ -258,9 +261,10 @@ class Recorder:
         if peer is not None:
             self.writer.write_arrays(cross_group(peer), adapter_logits(probe, peer.folder / ADAPTER, measured, places))
         arrays = {f"final.{name}": array for name, array in adapter_logits(probe, final, measured, places).items()}
-        probe.put_adapter(without_b(tensors))
-        probe.put_base(merged_weights(find_weights(self.run.job.model, self.run.config), lora, tensors, "float32"))
-        arrays |= {f"merged.{name}": array for name, array in _logits(probe, measured, places).items()}
+        if self.run.job.quantization is None:
+            probe.put_adapter(without_b(tensors))
+            probe.put_base(merged_weights(find_weights(self.run.job.model, self.run.config), lora, tensors, "float32"))
+            arrays |= {f"merged.{name}": array for name, array in _logits(probe, measured, places).items()}
         self.writer.write_arrays("run", arrays)
 
 

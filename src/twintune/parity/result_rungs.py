@@ -156,6 +156,9 @@ def _prompt(pair: Pair, name: str) -> str:
 
 def merged_rung(number: int, pair: Pair) -> Rung:
     """On each side the logits of merged weights against those of the adapter."""
+    if pair.first.facts["recipe"]["model"].get("load_in_4bit"):
+        reason = "The base is in 4 bits: an adapter is merged into the base as it is stored, which computes otherwise."
+        return Rung(number, MERGED, "not measured", reason)
     measures = []
     for bundle in pair.bundles:
         arrays = bundle.arrays("run")
