@@ -56,7 +56,7 @@ class Chat:
 
 
 def load_chat(
-    model: str,
+    model: str | ModelSection,
     adapter: Path | None = None,
     *,
     backend: str = "auto",
@@ -69,7 +69,7 @@ def load_chat(
     """Load a model, with an adapter or without, on a backend.
 
     Args:
-        model: a folder, the embedded model's name, or a hub name.
+        model: a folder, the embedded model's name, or a hub name; or a recipe's section, which says all of it.
         adapter: a PEFT folder; one that twintune trained brings its template along in recipe.yaml.
         backend: auto, cuda or ascend.
         device: auto, cpu, cuda or npu.
@@ -86,7 +86,7 @@ def load_chat(
     if adapter is not None:
         read_adapter_config(adapter)
     recipe = adapter_recipe(adapter)
-    section = model_section(recipe, model)
+    section = model if isinstance(model, ModelSection) else model_section(recipe, model)
     folder = trained_model(section)
     tokenizer = load_tokenizer(folder, section.pad_token, added_tokens=section.added_tokens)
     name = _choose_template(template, recipe, tokenizer)

@@ -82,7 +82,7 @@ def load_side(side: Side, recipe: Recipe) -> Chat:
         UserError: what load_chat raises.
     """
     chat = load_chat(
-        recipe.model.name_or_path,
+        recipe.model,
         side.adapter,
         backend=side.backend.value,
         device=side.device.value,
