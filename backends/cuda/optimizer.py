@@ -34,7 +34,10 @@ def choose_optimizer(asked: OptimizerName, device: str) -> Choice:
 
 
 def make_optimizer(settings: Optimizer, parameters: list[Any]) -> Any:
-    """The optimizer that the settings describe, over float32 parameters of one device."""
+    """The optimizer that the settings describe, over float32 parameters of one device.
+
+    Only matrices decay, no bias: as MindFormers groups them, and transformers' Trainer.
+    """
     module, _, name = choose_optimizer(settings.optim, parameters[0].device.type).value.rpartition(".")
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optim == "sgd":
@@ -43,7 +46,16 @@ def make_optimizer(settings: Optimizer, parameters: list[Any]) -> Any:
         options["betas"] = (settings.adam_beta1, settings.adam_beta2)
     if settings.optim not in ("sgd", "lion_32bit"):
         options["eps"] = settings.adam_epsilon
-    return getattr(import_module(module), name)(parameters, **options)
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim == 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return getattr(import_module(module), name)([group for group in groups if group["params"]], **options)
+
+
+def set_learning_rate(optimizer: Any, rate: float) -> None:
+    """Set the rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def optimizer_state(optimizer: Any, parameters: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -76,13 +88,13 @@ def put_in_state(optimizer: Any, parameters: Mapping[str, Any], state: TrainingS
 
 def _make_state(optimizer: Any, parameters: Mapping[str, Any]) -> None:
     """Have the optimizer make its moments, paged or in 8 bits as it does: a step of rate 0 moves no weight."""
-    (group,) = optimizer.param_groups
-    rate, group["lr"] = group["lr"], 0.0
+    rate = optimizer.param_groups[0]["lr"]
+    set_learning_rate(optimizer, 0.0)
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    group["lr"] = rate
+    set_learning_rate(optimizer, rate)
 
 
 def _moments(optimizer: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +114,7 @@ class AdamWeightDecay(torch.optim.Optimizer):  # type: ignore[misc]  # torch is 
     """
 
     def __init__(
-        self, parameters: list[Any], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+        self, parameters: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
     ) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 

@@ -24,7 +24,7 @@ from twintune.backends.cuda.model import (
     put_on_adapter,
     recompute_activations,
 )
-from twintune.backends.cuda.optimizer import make_optimizer
+from twintune.backends.cuda.optimizer import make_optimizer, set_learning_rate
 from twintune.backends.cuda.packed import choose_attention, set_attention
 from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
 from twintune.converters.adapter import read_adapter, write_adapter
@@ -103,7 +103,7 @@ def optimizer_steps(job: TrainJob, model: Any, optimizer: Any) -> Iterator[Step]
                 f"{_place(job, number)} must have a finite loss and gradient, got loss {loss} and gradient "
                 f"norm {norm}; lower train.learning_rate or look at these rows"
             )
-        optimizer.param_groups[0]["lr"] = float(rates[number])
+        set_learning_rate(optimizer, float(rates[number]))
         optimizer.step()
         optimizer.zero_grad()
         yield Step(number + 1, loss, norm, float(rates[number]), tokens, time.perf_counter() - began)

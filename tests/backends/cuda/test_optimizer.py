@@ -14,6 +14,7 @@ from twintune.backends.cuda.optimizer import (
     make_optimizer,
     optimizer_state,
     put_in_state,
+    set_learning_rate,
 )
 from twintune.converters.training_state import TrainingState
 from twintune.errors import UserError
@@ -141,3 +142,14 @@ def test_pages_stay_pages_after_a_resume(optim: Any) -> None:
     state = TrainingState(1, "cuda", optimizer_state(optimizer, {"weight": parameter}), {})
     put_in_state(optimizer, {"weight": parameter}, state, "checkpoint")
     assert optimizer.state[parameter]["state1"].is_paged
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adam_weight_decay", "sgd", "lion_32bit"])
+def test_matrices_decay_and_a_bias_does_not(optim: str) -> None:
+    matrix, bias = (torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (3,)))
+    optimizer = make_optimizer(settings_of(optim), [matrix, bias])
+    set_learning_rate(optimizer, 0.5)
+    matrix.grad, bias.grad = torch.zeros_like(matrix), torch.zeros_like(bias)
+    optimizer.step()
+    torch.testing.assert_close(matrix, torch.full_like(matrix, 0.95))  # 1 - rate * weight_decay
+    assert (bias == 1).all()
