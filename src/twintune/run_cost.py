@@ -25,7 +25,7 @@ def cost_rows(
         speed = sum(step.tokens for step in steady) / seconds
         without = f"without the first step of {_count(len(firsts), 'session')}"
         rows.append(("speed", f"{speed:,.0f} trained tokens/s, {seconds / len(steady):.3g} s a step, {without}"))
-    rows.append(("first steps", ", ".join(f"step {step.step}: {step.seconds:.3g} s" for step in waited)))
+    rows += [(f"step {step.step}, the first of its session", f"{step.seconds:.3g} s") for step in waited]
     rows.append(("time in steps", duration(sum(step.seconds for step in steps))))
     if evaluations:
         time = duration(sum(evaluation.seconds for evaluation in evaluations))

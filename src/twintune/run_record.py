@@ -16,6 +16,7 @@ from twintune.artifacts import write_json
 from twintune.errors import UserError
 
 RECORD = "run.json"
+FINISHED = "finished"
 
 
 @dataclass
@@ -102,7 +103,7 @@ def record_session(folder: Path, record: RunRecord, steps_done: int = 0) -> Iter
     began = time.perf_counter()
     try:
         yield session
-        session.ended = "finished"
+        session.ended = FINISHED
     except BaseException as error:
         session.ended = f"{type(error).__name__}: {error}"
         raise

@@ -1,11 +1,12 @@
 """report.md and report.html of one run: what was trained, what it learned, what it cost."""
 
 import base64
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twintune.artifacts import new_file
+from twintune.artifacts import MANIFEST, new_file
 from twintune.backends import Evaluation, Step
 from twintune.errors import UserError
 from twintune.html_page import render_page
@@ -14,8 +15,8 @@ from twintune.recipe import Recipe, load_recipe
 from twintune.run_cost import cost_rows
 from twintune.run_curve import CURVE, best_evaluation, draw_run
 from twintune.run_log import EVALUATIONS, LOG, read_evaluations, read_steps
-from twintune.run_record import RunRecord, read_record
-from twintune.run_samples import find_samples
+from twintune.run_record import FINISHED, RunRecord, read_record
+from twintune.run_samples import find_answers
 
 MARKDOWN = "report.md"
 HTML = "report.html"
@@ -78,7 +79,7 @@ def write_run_report(folder: Path, overrides: Sequence[str] = ()) -> Path:
     draw_run(folder / CURVE, steps, evaluations)
     report = RunReport(
         recipe.train.run_name or folder.resolve().name,
-        _summary(record, steps, evaluations),
+        " ".join([*_summary(record, steps, evaluations), *_adapter_of_the_best(folder)]),
         (
             _evaluation_table(evaluations),
             _sample_table(folder, recipe, record),
@@ -99,25 +100,27 @@ def _write(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def _summary(record: RunRecord, steps: Sequence[Step], evaluations: Sequence[Evaluation]) -> str:
-    last = record.sessions[-1].ended if record.sessions else ""
-    state = "Finished" if last == "finished" else f"Stopped ({last})" if last else "Not finished"
-    sentences = [
-        f"{state}: {len(steps)} of {record.steps} steps. Training loss {steps[0].loss:.4f} at step 1, "
-        f"{steps[-1].loss:.4f} at step {steps[-1].step}."
-    ]
+def _summary(record: RunRecord, steps: Sequence[Step], evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    ended = record.sessions[-1].ended
+    state = "Finished" if ended == FINISHED else f"Stopped by {ended}" if ended else "Not finished"
+    yield f"{state}: {len(steps)} of {record.steps} steps."
+    yield f"Training loss {steps[0].loss:.4f} at step 1, {steps[-1].loss:.4f} at step {steps[-1].step}."
     best = best_evaluation(evaluations)
     if best is not None:
-        sentences.append(
-            f"Lowest validation loss {best.loss:.4f} (perplexity {best.perplexity:.3f}) after step {best.step}."
-        )
-    return " ".join(sentences)
+        yield f"Lowest validation loss {best.loss:.4f} (perplexity {best.perplexity:.3f}) after step {best.step}."
+
+
+def _adapter_of_the_best(folder: Path) -> Iterator[str]:
+    if (folder / MANIFEST).is_file():
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["adapter_is_of_the_best"]:
+            yield f"adapter/ is that of checkpoint-{manifest['best_checkpoint']}, the best one."
 
 
 def _evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
     best = best_evaluation(evaluations)
     note = "" if evaluations else "Nothing was evaluated: train.eval_steps asks for it, on the rows of data.val_size."
-    headers = ("step", "loss", "perplexity", "tokens", "seconds", "")
+    headers = ("step", "loss", "perplexity", "trained tokens", "seconds", "")
     rows = [
         (
             str(evaluation.step),
@@ -137,12 +140,14 @@ def _sample_table(folder: Path, recipe: Recipe, record: RunRecord) -> Table:
     headers = ("question", "before", "after")
     title = "Answers before and after training"
     try:
-        samples = find_samples(folder, recipe, record.chosen)
+        answered = find_answers(folder, recipe, record.chosen)
     except (UserError, RuntimeError, MemoryError) as error:  # frameworks raise RuntimeError where memory ends
         return Table(title, headers, [], f"No answers: {' '.join(str(error).split())}")
-    rows = [(sample.question, sample.before, sample.after) for sample in samples]
-    picked = "greedy" if not recipe.generate.temperature else f"temperature {recipe.generate.temperature:g}"
-    return Table(title, headers, rows, f"At most {recipe.generate.max_new_tokens} new tokens, {picked}.")
+    rows = [(sample.question, sample.before, sample.after) for sample in answered.samples]
+    section = recipe.generate
+    picked = f"drawn at temperature {section.temperature:g}" if section.temperature else "the likeliest ones"
+    tokens = f"At most {section.max_new_tokens} new tokens, {picked}"
+    return Table(title, headers, rows, f"{tokens}; after training: {answered.adapter}/.")
 
 
 def _tracker_tables(record: RunRecord) -> list[Table]:

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from twintune.artifacts import sha256_file, write_json
 from twintune.chat import load_chat, recipe_sampling
+from twintune.checkpoints import find_checkpoints
 from twintune.converters.adapter import WEIGHTS
 from twintune.converters.sources import Rejection, read_file, stable_hash
 from twintune.errors import UserError
@@ -46,17 +47,22 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """samples.json: what was asked, and the answers."""
+    """samples.json: what was asked, and the answers.
 
+    Attributes:
+        adapter: the folder within the run folder that gave the answers after training.
+    """
+
+    adapter: str
     asked: Asked
     samples: tuple[Sample, ...]
 
 
-def find_samples(folder: Path, recipe: Recipe, machine: Chosen) -> tuple[Sample, ...]:
+def find_answers(folder: Path, recipe: Recipe, machine: Chosen) -> Answered:
     """The answers of a run's initial and trained adapter, from samples.json if they are of this very adapter.
 
     Args:
-        folder: the run folder, with `initial_adapter/` and `adapter/`.
+        folder: the run folder; a run without `adapter/` answers with its newest checkpoint.
         recipe: says what to ask (generate.sample_prompts, or records of data.val_size) and how to pick tokens.
         machine: where to compute.
 
@@ -64,17 +70,23 @@ def find_samples(folder: Path, recipe: Recipe, machine: Chosen) -> tuple[Sample,
         UserError: if there is nothing to ask, no trained adapter, or what load_chat refuses.
     """
     questions = sample_questions(recipe)
-    weights = folder / "adapter" / WEIGHTS
-    if not weights.is_file():
-        raise UserError(f"{folder / 'adapter'}: must be the trained adapter, got none; resume the run, or train again")
-    asked = Asked(sha256_file(weights), recipe_sampling(recipe.generate), tuple(questions))
+    adapter = _trained_adapter(folder)
+    asked = Asked(sha256_file(adapter / WEIGHTS), recipe_sampling(recipe.generate), tuple(questions))
     kept = _read(folder / SAMPLES)
     if kept is not None and kept.asked == asked:
-        return kept.samples
-    before, after = (_answers(folder / name, recipe, machine, asked) for name in ("initial_adapter", "adapter"))
+        return kept
+    before, after = (_answers(each, recipe, machine, asked) for each in (folder / "initial_adapter", adapter))
     samples = tuple(Sample(*texts) for texts in zip(questions, before, after, strict=True))
-    write_json(folder / SAMPLES, asdict(Answered(asked, samples)))
-    return samples
+    answered = Answered(adapter.name, asked, samples)
+    write_json(folder / SAMPLES, asdict(answered))
+    return answered
+
+
+def _trained_adapter(folder: Path) -> Path:
+    for adapter in (folder / "adapter", *reversed(find_checkpoints(folder).values())):
+        if (adapter / WEIGHTS).is_file():
+            return adapter
+    raise UserError(f"{folder}: must hold adapter/ or a checkpoint, got none; resume the run, or train again")
 
 
 def _read(path: Path) -> Answered | None:
