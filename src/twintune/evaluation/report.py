@@ -90,7 +90,9 @@ def make_report(questions: Questions, sides: Sequence[Side], outcomes: Mapping[s
     differences = tuple(compare(one.name, outcomes[one.name], other.name, outcomes[other.name]) for one, other in pairs)
     settings = sides[0].settings
     left_out = tuple(questions.left_out)
-    return Report(questions.source, settings["vote"], settings["retries"], left_out, scores, differences)
+    return Report(
+        questions.source, settings["evaluate.vote"], settings["evaluate.retries"], left_out, scores, differences
+    )
 
 
 def write_report(report: Report, outcomes: Mapping[str, Sequence[Outcome]], output_dir: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from twintune.recipe import Recipe
 from twintune.voting import check_voting
 
 BOTH = "both"
+NAMES = {"name_or_path"}  # where a model lies does not decide what it says: its files do
 BACKENDS = ("cuda", "ascend")
 
 
@@ -101,14 +102,14 @@ def _common_settings(recipe: Recipe, questions: Questions) -> dict[str, Any]:
         "questions": questions.sha256,
         "weights": _weight_files(model),
         "tokenizer": tokenizer_hash(model),
-        "model": recipe.model.model_dump(mode="json", exclude={"name_or_path"}),
-        "template": recipe.data.template,
-        "system": recipe.data.system,
-        "split_special_tokens": recipe.data.split_special_tokens,
-        "generate": asdict(recipe_sampling(recipe.generate)),
-        "vote": recipe.evaluate.vote,
-        "retries": recipe.evaluate.retries,
-        "per_device_eval_batch_size": recipe.train.per_device_eval_batch_size,
+        **{f"model.{name}": value for name, value in recipe.model.model_dump(mode="json", exclude=NAMES).items()},
+        "data.template": recipe.data.template,
+        "data.system": recipe.data.system,
+        "data.split_special_tokens": recipe.data.split_special_tokens,
+        **{f"generate.{name}": value for name, value in asdict(recipe_sampling(recipe.generate)).items()},
+        "evaluate.vote": recipe.evaluate.vote,
+        "evaluate.retries": recipe.evaluate.retries,
+        "train.per_device_eval_batch_size": recipe.train.per_device_eval_batch_size,
     }
 
 
