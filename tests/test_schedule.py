@@ -1,35 +1,84 @@
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from twintune.backends import Schedule, missing_packages
+from twintune.backends import Schedule, ScheduleName, missing_packages
+from twintune.errors import UserError
 from twintune.recipe import TrainSection
-from twintune.schedule import learning_rates, row_order, step_count, warmup_steps
+from twintune.schedule import (
+    learning_rates,
+    make_schedule,
+    row_order,
+    schedule_words,
+    step_count,
+    warmup_steps,
+)
+from twintune.schedule_factors import FACTORS
+from twintune.schedule_settings import SETTINGS, schedule_settings
 
-KINDS = ("linear", "cosine", "constant", "constant_with_warmup")
+STEPS, PEAK = 20, 3e-4
+SCHEDULES: list[tuple[Any, dict[str, Any]]] = [
+    ("linear", {}),
+    ("cosine", {}),
+    ("constant", {}),
+    ("constant_with_warmup", {}),
+    ("cosine_with_restarts", {}),
+    ("cosine_with_restarts", {"num_cycles": 3}),
+    ("cosine_with_min_lr", {"min_lr": 1e-5}),
+    ("cosine_with_min_lr", {"min_lr_rate": 0.1, "num_cycles": 1.5}),
+    ("cosine_warmup_with_min_lr", {"min_lr": 1e-5}),
+    ("cosine_warmup_with_min_lr", {"min_lr_rate": 0.1, "warmup_lr_rate": 0.2}),
+    ("polynomial", {}),
+    ("polynomial", {"lr_end": 1e-5, "power": 2.5}),
+    ("inverse_sqrt", {}),
+    ("inverse_sqrt", {"timescale": 7}),
+    ("warmup_stable_decay", {"num_decay_steps": 5}),
+    ("warmup_stable_decay", {"num_decay_steps": 4, "num_stable_steps": 3, "decay_type": "1-sqrt"}),
+    ("warmup_stable_decay", {"num_decay_steps": 5, "warmup_type": "cosine", "min_lr_ratio": 0.1, "num_cycles": 1.5}),
+    ("warmup_stable_decay", {"num_decay_steps": 5, "warmup_type": "1-sqrt", "decay_type": "linear"}),
+]
 needs_torch = pytest.mark.skipif(bool(missing_packages("cuda")), reason="compares with torch and transformers")
 
 
 @needs_torch
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("warmup", [0, 1, 4, 20])
-def test_learning_rates_are_those_of_transformers(kind: Any, warmup: int) -> None:
+@pytest.mark.parametrize(("kind", "numbers"), SCHEDULES)
+@pytest.mark.parametrize("warmup", [0, 1, 4, 15])
+def test_learning_rates_are_those_of_transformers(kind: Any, numbers: dict[str, Any], warmup: int) -> None:
     import torch
-    from transformers import get_scheduler
+    from transformers import get_inverse_sqrt_schedule, get_scheduler
 
-    steps, peak = 20, 3e-4
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([parameter], lr=peak)
-    scheduler = get_scheduler(kind, optimizer, warmup, steps)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
+    if kind == "inverse_sqrt":  # get_scheduler drops its timescale
+        scheduler = get_inverse_sqrt_schedule(optimizer, warmup, **numbers)
+    else:
+        steps = None if "num_stable_steps" in numbers else STEPS  # it warns of both
+        scheduler = get_scheduler(kind, optimizer, warmup, steps, numbers)
     expected = []
-    for _ in range(steps):
+    for _ in range(STEPS):
         expected.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
-    got = learning_rates(Schedule(kind, warmup, steps), peak)
-    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=0)
+    got = learning_rates(Schedule(kind, warmup, STEPS, schedule_settings(kind, numbers, PEAK)), PEAK)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-20)  # a last rate may be 0 but for rounding
+
+
+def test_every_schedule_is_compared_and_has_its_numbers_in_words() -> None:
+    assert {kind for kind, _ in SCHEDULES} == set(get_args(ScheduleName)) == set(FACTORS)
+    assert set(SETTINGS) < set(FACTORS)
+    assert schedule_words(Schedule("cosine", 0, 9)) == "cosine"
+    assert schedule_words(Schedule("polynomial", 0, 9, {"lr_end": 1e-7, "power": 2.0})) == (
+        "polynomial (lr_end 1e-07, power 2.0)"
+    )
+
+
+def test_a_decay_longer_than_the_run_is_refused() -> None:
+    numbers = {"num_decay_steps": 7, "num_stable_steps": 1}
+    train = TrainSection(lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs=numbers, warmup_ratio=0.25)
+    assert make_schedule(train, 12) == Schedule("warmup_stable_decay", 3, 12, train.lr_scheduler_kwargs)
+    with pytest.raises(UserError, match="and 3 warm-up steps must be at most the run's 10 steps, got 11; lower one"):
+        make_schedule(train, 10)
 
 
 @needs_torch

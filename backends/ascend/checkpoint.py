@@ -13,8 +13,9 @@ from twintune.backends.matching import check_matrices
 from twintune.converters.names import adapter_names
 from twintune.converters.training_state import TrainingState, read_checkpoint, write_checkpoint
 from twintune.models import read_model_config
+from twintune.optimizers import moment_names
 
-MOMENTS = {"exp_avg": "adam_m", "exp_avg_sq": "adam_v"}  # torch's names and MindSpore's
+PREFIXES = {"exp_avg": "adam_m", "exp_avg_sq": "adam_v", "momentum_buffer": "moments"}  # torch's names and MindSpore's
 
 
 def save(job: TrainJob, adapter: Mapping[str, NDArray[np.float32]], optimizer: Any, step: int) -> None:
@@ -52,7 +53,7 @@ def _moments(job: TrainJob, optimizer: Any) -> dict[str, Any]:
     own = {parameter.name: parameter for parameter in optimizer.get_parameters()}
     names = adapter_names(read_model_config(job.model), job.lora.target_modules)
     return {
-        f"{moment}.{name}": own[f"{prefix}.{ours}"]
+        f"{moment}.{name}": own[f"{PREFIXES[moment]}.{ours}"]
         for name, ours in names.items()
-        for moment, prefix in MOMENTS.items()
+        for moment in moment_names(job.optimizer)
     }

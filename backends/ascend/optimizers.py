@@ -46,7 +46,7 @@ class TwintuneLion(nn.Optimizer):  # type: ignore[misc]  # mindspore ships no ty
         super().__init__(learning_rate, params, weight_decay)
         self.beta1 = ms.Tensor(beta1, ms.float32)
         self.beta2 = ms.Tensor(beta2, ms.float32)
-        self.exp_avg = self.parameters.clone(prefix="exp_avg", init="zeros")
+        self.exp_avg = self.parameters.clone(prefix="adam_m", init="zeros")  # as MindSpore calls such a mean
 
     def construct(self, gradients: tuple[ms.Tensor, ...]) -> Any:
         """Update every parameter."""

@@ -30,8 +30,15 @@ def update(
     Returns:
         The weight and the moments after it.
     """
-    before = {name: moments.get(name, np.zeros_like(weight)) for name in MOMENTS[settings.optim]}
+    before = {name: moments.get(name, np.zeros_like(weight)) for name in moment_names(settings)}
     return FORMULAS[settings.optim](settings, weight, gradient, before, step, rate)
+
+
+def moment_names(settings: Optimizer) -> tuple[str, ...]:
+    """What an optimizer carries from step to step, by torch's names."""
+    if settings.optim == "sgd":
+        return ("momentum_buffer",) if settings.sgd_momentum else ()
+    return ("exp_avg",) if settings.optim == "lion_32bit" else ("exp_avg", "exp_avg_sq")
 
 
 def _adamw(
@@ -69,7 +76,9 @@ def _sgd(
 
     b = momentum b + g + decay w;  w = w - lr b.
     """
-    buffer = settings.sgd_momentum * moments["momentum_buffer"] + gradient + settings.weight_decay * weight
+    buffer = gradient + settings.weight_decay * weight
+    if settings.sgd_momentum:
+        buffer = buffer + settings.sgd_momentum * moments["momentum_buffer"]
     return weight - rate * buffer, {"momentum_buffer": buffer}
 
 
@@ -92,17 +101,7 @@ def _means(beta1: float, beta2: float, gradient: Array, moments: Moments) -> tup
     return m, v
 
 
-TWO_MEANS = ("exp_avg", "exp_avg_sq")
 # The paged one has AdamW's formula, its moments lying where memory is; the 8-bit ones keep AdamW's moments rounded.
-MOMENTS = {
-    "adamw_torch": TWO_MEANS,
-    "adam_weight_decay": TWO_MEANS,
-    "sgd": ("momentum_buffer",),
-    "lion_32bit": ("exp_avg",),
-    "adamw_8bit": TWO_MEANS,
-    "paged_adamw_32bit": TWO_MEANS,
-    "paged_adamw_8bit": TWO_MEANS,
-}
 FORMULAS: dict[str, Callable[[Optimizer, Array, Array, Moments, int, float], tuple[Array, Moments]]] = {
     "adamw_torch": _adamw,
     "adam_weight_decay": _adam_weight_decay,

@@ -17,7 +17,6 @@ from twintune.backends import (
     Lora,
     Optimizer,
     Quantization,
-    Schedule,
     TrainJob,
     choose_backend,
     load_backend,
@@ -38,7 +37,14 @@ from twintune.resuming import RECIPE, write_started
 from twintune.run_log import EVALUATIONS, LOG, cut_back, read_evaluations
 from twintune.run_record import Chosen, RunRecord
 from twintune.run_watch import watch_run
-from twintune.schedule import checkpoint_steps, evaluation_steps, make_schedule, row_order, step_count
+from twintune.schedule import (
+    checkpoint_steps,
+    evaluation_steps,
+    make_schedule,
+    row_order,
+    schedule_words,
+    step_count,
+)
 from twintune.tracking import require_packages
 
 FRAMEWORK_MEMORY = "the framework's own buffers come on top, with MindSpore on CPU several GiB"
@@ -307,7 +313,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
             f"{rows / summary.count:.2f} epochs; {job.schedule.warmup_steps} warm-up steps",
         ),
         ("optimizer", f"{run.optimizer.value} ({run.optimizer.reason})"),
-        ("schedule", _schedule(job.schedule)),
+        ("schedule", schedule_words(job.schedule)),
         ("LoRA on", describe_target_modules(run.recipe.lora.target_modules, job.lora.target_modules)),
         ("trainable parameters", f"{run.trainable_parameters:,} ({_trained(job.lora)})"),
         ("adapter's scale", _scale(run)),
@@ -316,11 +322,6 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("memory, estimated", f"{estimated_memory(run) / 2**30:.2f} GiB of tensors; {FRAMEWORK_MEMORY}"),
         ("output", str(job.output_dir)),
     ]
-
-
-def _schedule(schedule: Schedule) -> str:
-    numbers = ", ".join(f"{name} {value}" for name, value in schedule.lr_scheduler_kwargs.items())
-    return f"{schedule.lr_scheduler_type}{f' ({numbers})' if numbers else ''}"
 
 
 def _scale(run: Run) -> str:

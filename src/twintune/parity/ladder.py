@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from twintune.backends import Schedule
 from twintune.parity.bundle import ADAPTER, Bundle
 from twintune.parity.bundle import BASE as BASE_FORWARD
 from twintune.parity.forward_rung import NAME as LOGITS
@@ -17,6 +18,7 @@ from twintune.parity.step_rungs import ONE_STEP, SERIES, one_step_rung, series_r
 from twintune.parity.tolerances import limits
 from twintune.parity.verdict import Rung, Side, Verdict
 from twintune.parity.weight_rungs import BASE, INITIAL, base_rung, initial_adapter_rung
+from twintune.schedule import schedule_words
 
 LADDER: Mapping[str, Callable[[int, Pair], Rung]] = {
     RECIPE: recipe_rung,
@@ -91,6 +93,7 @@ def _job(first: Bundle, second: Bundle) -> dict[str, str]:
     """The job in words, for the run card."""
     recipe, rows = first.facts["recipe"], first.facts["rows"]
     train, lora = recipe["train"], recipe["lora"]
+    schedule = Schedule(**first.facts["schedule"])
     return {
         "model": f"{recipe['model']['name_or_path']} ({first.facts['model_config']['model_type']})",
         **_quantization(recipe["model"]),
@@ -101,9 +104,7 @@ def _job(first: Bundle, second: Bundle) -> dict[str, str]:
         **_dropout(first.facts.get("dropout_left_out", 0.0)),
         "optimizer": f"{train['optim']}, learning rate {train['learning_rate']:g}, "
         f"weight decay {train['weight_decay']:g}, max_grad_norm {train['max_grad_norm']:g}",
-        "schedule": "{lr_scheduler_type}, {warmup_steps} warm-up steps of {max_steps}".format(
-            **first.facts["schedule"]
-        ),
+        "schedule": f"{schedule_words(schedule)}, {schedule.warmup_steps} warm-up steps of {schedule.max_steps}",
         "batch": f"{train['per_device_train_batch_size']} rows x {train['gradient_accumulation_steps']} micro-batches",
         "steps compared": str(min(len(first.steps), len(second.steps))),
         **{f"bundle {bundle.name}": _bundle_line(bundle) for bundle in (first, second)},

@@ -1,6 +1,7 @@
 """Rungs 8 and 9: one optimizer step, the learning rates of all steps, and the series of losses and gradient norms."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def _rate_cause(pair: Pair, rates: list[NDArray[np.float64]], count: int) -> str
         for warmup in (schedule.warmup_steps - 1, schedule.warmup_steps + 1):
             if warmup < 0:
                 continue
-            other = Schedule(schedule.lr_scheduler_type, warmup, schedule.max_steps)
+            other = replace(schedule, warmup_steps=warmup)
             if np.allclose(learning_rates(other, peak)[:count], given[:count], rtol=0, atol=RATE * peak):
                 wanted = schedule.warmup_steps
                 return f"{bundle.name} warms up for {warmup} steps, not {wanted}: its warm-up is rounded otherwise"
