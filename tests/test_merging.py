@@ -75,10 +75,11 @@ def logits_by_peft(base: Path, adapter: Path) -> Any:
         return model(torch.tensor(IDS)).logits
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "phi"])
 def test_the_merged_model_is_pefts(tmp_path: Path, family: str) -> None:
     base = save_base(tmp_path / "base", family, initializer_range=0.05)
-    adapter = save_adapter(tmp_path / "adapter", base)
+    lora = replace(LORA, target_modules=("q_proj", "dense", "fc2")) if family == "phi" else LORA
+    adapter = save_adapter(tmp_path / "adapter", base, lora)
     done = merge_adapter(adapter, tmp_path / "merged", backend="cuda", device="cpu")
     torch.testing.assert_close(logits_of(tmp_path / "merged"), logits_by_peft(base, adapter), atol=1e-6, rtol=0)
     assert done.layers == 6

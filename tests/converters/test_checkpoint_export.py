@@ -29,6 +29,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {}),
     ("qwen2", {"tie_word_embeddings": False}),
     ("mistral", {}),
+    ("phi", {}),
 ]
 
 

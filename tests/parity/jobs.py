@@ -10,7 +10,7 @@ from tests.tiny_tokenizers import save_chatml_tokenizer, save_sentencepiece_mode
 from twintune.parity.bundle import Bundle
 from twintune.parity.cross import cross
 from twintune.parity.record import Settings, record
-from twintune.recipe import Recipe, load_recipe
+from twintune.recipe import LINEAR_LAYERS, Recipe, load_recipe
 
 STEPS = 50
 VOCABULARY = 400
@@ -41,6 +41,7 @@ class Kind:
     packing: bool = False
     optim: str = "adamw_torch"
     learning_rate: float = 2e-3
+    target_modules: tuple[str, ...] = LINEAR_LAYERS
 
 
 KINDS = {
@@ -65,6 +66,7 @@ KINDS = {
         "qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 4}, accumulation=3, packing=True
     ),
     "mistral": Kind("mistral", accumulation=3),
+    "phi-packed": Kind("phi", packing=True, target_modules=("Wqkv", "out_proj", "fc1", "fc2")),
 }
 
 
@@ -80,7 +82,7 @@ def write_recipe(folder: Path, kind: Kind) -> Path:
         f"data: {{train: ./data.json, template: {'chatml' if kind.family == 'qwen2' else 'vicuna_v1.1'}, "
         f"cutoff_len: 256, packing: {str(kind.packing).lower()}, preprocessing_num_workers: 1}}\n"
         "lora: {r: 8, lora_alpha: 16, lora_dropout: 0.0, "
-        "target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}\n"
+        f"target_modules: [{', '.join(kind.target_modules)}]}}\n"
         f"train: {{per_device_train_batch_size: 2, gradient_accumulation_steps: {kind.accumulation}, "
         f"max_steps: {STEPS}, learning_rate: {kind.learning_rate}, warmup_ratio: 0.05, weight_decay: 0.01, "
         f"optim: {kind.optim}, max_grad_norm: 0.5, seed: 0}}\n",

@@ -39,7 +39,7 @@ def section(config: dict[str, Any], device: str = "cpu", dtype: str = "float32")
 
 
 @pytest.mark.parametrize("device", ["npu", "cpu"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "phi"])
 def test_mindformers_knows_every_key(tmp_path: Path, device: str, family: str) -> None:
     runtime.import_quietly()
     from twintune.backends.ascend.keys import check_keys

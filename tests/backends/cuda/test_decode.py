@@ -46,7 +46,7 @@ def save_random_adapter(model: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(params=["llama", "qwen2", "mistral"])
+@pytest.fixture(params=["llama", "qwen2", "mistral", "phi"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return save_tiny_model(tmp_path / "model", request.param)
 

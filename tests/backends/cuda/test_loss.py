@@ -24,7 +24,7 @@ def rows_of_arrays() -> list[Row]:
     return rows
 
 
-@pytest.fixture(params=["llama", "qwen2"])
+@pytest.fixture(params=["llama", "qwen2", "phi"])
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     return load_for_training(make_job(tmp_path, request.param))
 

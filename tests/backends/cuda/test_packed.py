@@ -42,7 +42,7 @@ def whole_token_losses(model: Any, input_ids: Any, labels: Any, attention: Any =
     return losses[labels[:, 1:] != -100]
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "mistral"])
+@pytest.fixture(scope="module", params=["llama", "qwen2", "mistral", "phi"])
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """The same model twice: for plain rows, and for packed ones."""
     job = make_packed_job(tmp_path_factory.mktemp(request.param), request.param)

@@ -52,7 +52,7 @@ def reference(job: TrainJob) -> Any:
     return PeftModel.from_pretrained(base, job.initial_adapter, is_trainable=True)
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "mistral"])
+@pytest.fixture(scope="module", params=["llama", "qwen2", "mistral", "phi"])
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
     return with_b(make_job(tmp_path_factory.mktemp(request.param), request.param, accumulation=3))
 
@@ -68,7 +68,8 @@ def close(ours: NDArray[np.float32], expected: Any, name: str = "logits") -> Non
 
 def test_forward_equals_transformers(job: TrainJob) -> None:
     model = reference(job).eval()
-    norm = model.get_base_model().get_decoder().norm
+    decoder = model.get_base_model().get_decoder()
+    norm = decoder.final_layernorm if decoder.config.model_type == "phi" else decoder.norm
     for ours, row in zip(CudaBackend().open_probe(job).forward(ROWS), ROWS, strict=True):
         with torch.no_grad():
             output = model(torch.tensor([row]), output_hidden_states=True)
