@@ -74,6 +74,10 @@ class Request(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def greet(self) -> None:
+        """Say what is no HTTP."""
+        self.wfile.write(b"hello\r\n\r\n")
+
     def drop(self) -> None:
         """Promise a response, and close the connection before its end."""
         self.send_response(200)

@@ -133,7 +133,7 @@ BAD_WAYS: dict[str, tuple[Callable[[Request], None], str]] = {
     "rate limit": (lambda request: request.send(429, {"error": "slow down"}), "status 429: "),
     "server error": (lambda request: request.send(503, b"busy"), "status 503: busy"),
     "dropped": (Request.drop, "RemoteProtocolError: "),
-    "no HTTP": (lambda request: request.wfile.write(b"hello\r\n\r\n") and None, "RemoteProtocolError: "),
+    "no HTTP": (Request.greet, "RemoteProtocolError: "),
     "false gzip": (lambda request: request.send(200, b"no gzip", Content_Encoding="gzip"), "DecodingError: "),
     "timeout": (Request.hang, "no response within 0.8 s"),
     "trickle": (Request.trickle, "no whole response within 0.8 s"),
