@@ -74,7 +74,17 @@ def test_a_leaf_at_the_top_is_sent_to_its_section(recipe_file: Path) -> None:
     [
         ("lora.r=0", "lora.r must be greater than or equal to 1, got 0"),
         ("lora.lora_dropout=1.0", "lora.lora_dropout must be less than 1, got 1.0"),
-        ("train.optim=adamw", "train.optim must be 'adamw_torch' or 'adam_weight_decay', got 'adamw'"),
+        (
+            "train.optim=adamw",
+            "train.optim must be 'adamw_torch', 'adam_weight_decay', 'sgd', 'lion_32bit', 'adamw_8bit', "
+            "'paged_adamw_32bit' or 'paged_adamw_8bit', got 'adamw'",
+        ),
+        ("train.sgd_momentum=0.9", "train.sgd_momentum must be left out where train.optim is adamw_torch, got 0.9"),
+        (
+            "train.lr_scheduler_type=reduce_lr_on_plateau",
+            "train.lr_scheduler_type must be a schedule known before the first step (this one follows the evaluation "
+            "loss), got 'reduce_lr_on_plateau'",
+        ),
         ("train.learning_rate=.inf", "train.learning_rate must be a finite number, got inf"),
         ("train.learning_rate=.nan", "train.learning_rate must be a finite number, got nan"),
         ("lora.target_modules=[]", "lora.target_modules must name at least one layer, got []"),
@@ -88,6 +98,44 @@ def test_a_leaf_at_the_top_is_sent_to_its_section(recipe_file: Path) -> None:
 )
 def test_wrong_values_are_told_in_one_sentence(recipe_file: Path, override: str, sentence: str) -> None:
     assert refusal(recipe_file, override) == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "rule"),
+    [
+        ("cosine", "{power: 2}", "nothing, as cosine has no numbers of its own"),
+        ("polynomial", "{powr: 2}", "keys of polynomial alone, and powr is none (did you mean power?)"),
+        ("polynomial", "{x: 2}", "keys of polynomial alone, and x is none (its keys are lr_end, power)"),
+        (
+            "polynomial",
+            "{power: 0, lr_end: a}",
+            "lr_end that is a valid number, unable to parse string as a number; power that is greater than 0",
+        ),
+        ("polynomial", "{lr_end: 1}", "a lowest learning rate below train.learning_rate 0.0001"),
+        ("cosine_with_restarts", "{num_cycles: 1.5}", "num_cycles that is a valid integer, got a number with a "),
+        ("cosine_with_min_lr", "{}", "min_lr or min_lr_rate, one of them"),
+        ("cosine_with_min_lr", "{min_lr: 0, min_lr_rate: 0}", "min_lr or min_lr_rate, one of them"),
+        ("cosine_with_min_lr", "{min_lr: 1e-3}", "a lowest learning rate below train.learning_rate 0.0001"),
+        ("inverse_sqrt", "{timescale: 0}", "timescale that is greater than or equal to 1"),
+        ("warmup_stable_decay", "{}", "num_decay_steps, which warmup_stable_decay needs"),
+        (
+            "warmup_stable_decay",
+            "{num_decay_steps: 3, decay_type: exp}",
+            "decay_type that is 'linear', 'cosine' or '1-sqrt'",
+        ),
+    ],
+)
+def test_the_numbers_of_a_schedule_are_checked(recipe_file: Path, kind: str, numbers: str, rule: str) -> None:
+    (sentence,) = refusal(recipe_file, f"train.lr_scheduler_type={kind}", f"train.lr_scheduler_kwargs={numbers}")
+    assert sentence.startswith(f"train.lr_scheduler_kwargs must hold {rule}")
+
+
+def test_the_numbers_of_a_schedule_are_spelled_out(recipe_file: Path, tmp_path: Path) -> None:
+    overrides = ["train.lr_scheduler_type=polynomial", "train.lr_scheduler_kwargs.power=2"]
+    recipe = load_recipe(recipe_file, overrides)
+    assert recipe.train.lr_scheduler_kwargs == {"lr_end": 1e-7, "power": 2.0}
+    recipe.save(tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml").train == recipe.train
 
 
 @pytest.mark.parametrize("value", ["null", "5", "[1]"])
