@@ -29,13 +29,16 @@ def evaluate(
         Path, typer.Option(help="For the answers and the report; one that was killed goes on.")
     ] = Path("evaluation"),
 ) -> None:
-    """Score a model, and an adapter beside it, on questions with known answers."""
+    """Score a model, and an adapter beside it, on questions with known answers.
+
+    Answers that lie in the output folder already, from an earlier run or from another machine, stand beside.
+    """
     from rich.console import Console
 
     from twintune.evaluation.evaluate import evaluate_sides
     from twintune.evaluation.questions import read_questions
     from twintune.evaluation.report import difference_lines, make_report, score_table, write_report
-    from twintune.evaluation.sides import decide_sides
+    from twintune.evaluation.sides import decide_sides, other_sides
 
     flags = {"evaluate.vote": None if vote is None else str(vote), "backend.device": device}
     loaded = recipe_with(recipe, overrides, flags)
@@ -46,11 +49,13 @@ def evaluate(
         print(f"left out: {sentence}")
     for side in sides:
         print(f"{side.name}: {side.device.value} ({side.device.reason}), {side.dtype.value} ({side.dtype.reason})")
-    outcomes = evaluate_sides(loaded, questions, sides, output_dir, lambda text: print(text, file=sys.stderr))
-    report = make_report(questions, sides, outcomes)
+    outcomes, others = other_sides(output_dir, sides, len(questions.questions))
+    outcomes |= evaluate_sides(loaded, questions, sides, output_dir, lambda text: print(text, file=sys.stderr))
+    report = make_report(questions, [*sides, *others], outcomes)
     console = Console(soft_wrap=True)
     console.print(score_table(report))
     for line in difference_lines(report):
         console.print(line, markup=False, highlight=False)
+    loaded.save(output_dir / "recipe.yaml")
     written = write_report(report, outcomes, output_dir)
     print(f"report: {', '.join(str(path) for path in written)}")

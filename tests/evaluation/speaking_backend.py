@@ -64,7 +64,8 @@ class DrawingBackend(FakeBackend):
         return self._logits()
 
     def _logits(self) -> NDArray[np.float32]:
-        return np.stack([np.random.default_rng(row).normal(size=VOCABULARY) for row in self.rows]).astype(np.float32)
+        logits = [np.random.default_rng(row).normal(size=VOCABULARY).astype(np.float32) for row in self.rows]
+        return np.stack(logits)
 
 
 def install(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:

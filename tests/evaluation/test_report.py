@@ -18,7 +18,11 @@ OUTCOMES = {"base-cuda": outcomes("1", None, "9", None), "tuned-cuda": outcomes(
 
 @pytest.fixture
 def report() -> Report:
-    cpu, dtype, settings = Choice("cpu", ""), Choice("float32", ""), {"evaluate.vote": 1, "evaluate.retries": 0}
+    cpu, dtype, settings = (
+        Choice("cpu", ""),
+        Choice("float32", ""),
+        {"evaluate.vote": 1, "evaluate.retries": 0, "adapter": None},
+    )
     sides = [
         Side("base", None, Choice("cuda", ""), cpu, dtype, settings),
         Side("tuned", Path("run/adapter"), Choice("cuda", ""), cpu, dtype, settings),

@@ -60,6 +60,11 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def log_path(output_dir: Path, name: str) -> Path:
+    """Where the answers of a side lie."""
+    return output_dir / f"answers-{name}.jsonl"
+
+
 def begin_log(path: Path, settings: Mapping[str, Any]) -> None:
     """Write a log without answers: its first line holds the settings."""
     with new_file(path) as aside:
@@ -108,18 +113,30 @@ def resume_log(path: Path, settings: Mapping[str, Any]) -> list[Outcome]:
         UserError: what read_log raises, and if the log began with other settings, each by name.
     """
     began, outcomes = read_log(path)
-    changed = [key for key in {**began, **settings} if began.get(key) != json.loads(json.dumps(settings.get(key)))]
+    require_same_settings(path, began, settings)
+    whole = path.read_bytes()
+    if not whole.endswith(b"\n"):
+        with path.open("r+b") as stream:
+            stream.truncate(whole.rindex(b"\n") + 1)
+    return outcomes
+
+
+def require_same_settings(
+    path: Path, began: Mapping[str, Any], settings: Mapping[str, Any], free: frozenset[str] = frozenset()
+) -> None:
+    """Refuse a log whose settings are others, but for the keys in `free`.
+
+    Raises:
+        UserError: for every other key that differs, with both values.
+    """
+    settings = json.loads(json.dumps(settings))
+    changed = [key for key in {**began, **settings} if key not in free and began.get(key) != settings.get(key)]
     if changed:
         there = (f"{key}: {shown(began.get(key))} there, {shown(settings.get(key))} now" for key in changed)
         raise UserError(
             f"{path}: an evaluation must go on with the settings that it began with, got others ({'; '.join(there)}); "
             "name another --output-dir"
         )
-    whole = path.read_bytes()
-    if not whole.endswith(b"\n"):
-        with path.open("r+b") as stream:
-            stream.truncate(whole.rindex(b"\n") + 1)
-    return outcomes
 
 
 def _line(value: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from twintune.chat import recipe_sampling
 from twintune.errors import UserError
-from twintune.evaluation.answer_log import Outcome, append, begin_log, resume_log
+from twintune.evaluation.answer_log import Outcome, append, begin_log, log_path, resume_log
 from twintune.evaluation.answers import final_answer, same_answer
 from twintune.evaluation.questions import EvaluationQuestion, Questions
 from twintune.evaluation.sides import Side, load_side
@@ -49,7 +49,7 @@ def evaluate_sides(
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output_dir / ".lock", timeout=0):
-            begun = {side.name: _begin(side, output_dir) for side in sides}
+            begun = {side.name: _earlier(side, output_dir) for side in sides}
             return {side.name: _answer(side, recipe, questions, begun[side.name], output_dir, status) for side in sides}
     except Timeout:
         raise UserError(
@@ -57,33 +57,27 @@ def evaluate_sides(
         ) from None
 
 
-def log_path(output_dir: Path, name: str) -> Path:
-    """Where the answers of a side lie."""
-    return output_dir / f"answers-{name}.jsonl"
-
-
-def _begin(side: Side, output_dir: Path) -> list[Outcome]:
+def _earlier(side: Side, output_dir: Path) -> list[Outcome]:
     path = log_path(output_dir, side.name)
-    if path.exists():
-        return resume_log(path, side.settings)
-    begin_log(path, side.settings)
-    return []
+    return resume_log(path, side.settings) if path.exists() else []
 
 
 def _answer(
     side: Side, recipe: Recipe, questions: Questions, outcomes: list[Outcome], output_dir: Path, status: Status
 ) -> list[Outcome]:
-    total = len(questions.questions)
+    total, path = len(questions.questions), log_path(output_dir, side.name)
     if len(outcomes) < total:
         if outcomes:
             status(f"{side.name}: goes on after {len(outcomes)} of {total} answers")
         status(f"{side.name}: loading")
         chat = load_side(side, recipe)
+        if not path.exists():
+            begin_log(path, side.settings)
         for batch in _batches(questions.questions, recipe.train.per_device_eval_batch_size):
             if batch.first + len(batch.questions) > len(outcomes):
                 # A batch that a kill tore is asked again as a whole, so that every draw is what it would have been.
                 new = _ask(chat, batch, recipe)[max(0, len(outcomes) - batch.first) :]
-                append(log_path(output_dir, side.name), new)
+                append(path, new)
                 outcomes += new
                 correct = sum(outcome.correct for outcome in outcomes)
                 status(f"{side.name}: {len(outcomes)} of {total} answered, {correct} correct")

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twintune.artifacts import new_file, write_json
-from twintune.evaluation.answer_log import Outcome
-from twintune.evaluation.evaluate import log_path
+from twintune.evaluation.answer_log import Outcome, log_path
 from twintune.evaluation.questions import Questions
 from twintune.evaluation.scores import Difference, Interval, accuracy_interval, compare
 from twintune.evaluation.sides import Side
@@ -28,6 +27,7 @@ class Score:
     """One side, scored; questions are given by their number, from 1.
 
     Attributes:
+        adapter: the sha256 of its files by their names; None for the base.
         wrong: answered, and not correct.
         no_answer: without an answer that the extractor finds, which counts as not correct.
         tied: whose first place several answers share.
@@ -40,7 +40,7 @@ class Score:
     backend: str
     device: str
     dtype: str
-    adapter: str | None
+    adapter: dict[str, str] | None
     correct: int
     total: int
     accuracy: float
@@ -135,7 +135,7 @@ def _score(side: Side, outcomes: Sequence[Outcome]) -> Score:
         backend=side.backend.value,
         device=side.device.value,
         dtype=side.dtype.value,
-        adapter=None if side.adapter is None else str(side.adapter),
+        adapter=side.settings["adapter"],
         correct=correct,
         total=total,
         accuracy=correct / total,

@@ -1,5 +1,6 @@
 """What is scored: the base or a tuned model, on one backend, and all that decides its answers."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,14 @@ from twintune.converters.adapter import WEIGHTS
 from twintune.converters.adapter_settings import CONFIG, read_adapter_config
 from twintune.converters.tokens import tokenizer_hash
 from twintune.errors import UserError
+from twintune.evaluation.answer_log import Outcome, log_path, read_log, require_same_settings
 from twintune.evaluation.questions import Questions
 from twintune.models import resolve_model
 from twintune.recipe import Recipe
 from twintune.voting import check_voting
 
 BOTH = "both"
+OF_THE_SIDE = frozenset({"backend", "device", "dtype", "adapter"})
 NAMES = {"name_or_path"}  # where a model lies does not decide what it says: its files do
 BACKENDS = ("cuda", "ascend")
 
@@ -28,7 +31,7 @@ class Side:
 
     Attributes:
         model: the base, or the base with the adapter.
-        adapter: a PEFT folder; None for the base.
+        adapter: a PEFT folder; None for the base, and for a side that another machine answered.
         backend, device, dtype: what was chosen, and why.
         settings: what decides the answers, as JSON; two runs with the same ones give the same texts.
     """
@@ -74,6 +77,35 @@ def decide_sides(recipe: Recipe, questions: Questions, adapter: Path | None, bac
             hashes = common | machine | {"adapter": _adapter_hashes(adapter)}
             sides.append(Side("tuned", adapter, chosen, device, dtype, hashes))
     return sides
+
+
+def other_sides(output_dir: Path, sides: Sequence[Side], total: int) -> tuple[dict[str, list[Outcome]], list[Side]]:
+    """Sides whose answers lie in the folder already, from an earlier evaluation or another machine.
+
+    Args:
+        output_dir: with logs of the same questions under the same settings, but for the machine and the adapter.
+        sides: those evaluated now.
+        total: questions.
+
+    Raises:
+        UserError: for a log that is broken, unfinished, or of other settings.
+    """
+    outcomes, others = {}, []
+    own = {log_path(output_dir, side.name) for side in sides}
+    for path in sorted(set(output_dir.glob("answers-*.jsonl")) - own):
+        settings, answered = read_log(path)
+        require_same_settings(path, settings, sides[0].settings, OF_THE_SIDE)
+        if len(answered) < total:
+            raise UserError(
+                f"{path}: the log must answer all {total} questions, got {len(answered)}; finish it, or move it away"
+            )
+        backend, device, dtype = (
+            Choice(settings[name], f"from {path.name}") for name in ("backend", "device", "dtype")
+        )
+        side = Side("tuned" if settings["adapter"] else "base", None, backend, device, dtype, settings)
+        outcomes[side.name] = answered
+        others.append(side)
+    return outcomes, others
 
 
 def load_side(side: Side, recipe: Recipe) -> Chat:
