@@ -144,7 +144,6 @@ def test_bfloat16_is_read_where_no_framework_has_taught_it_to_numpy(folder: Path
         ({"layer_replication": [[0, 2]]}, "layer_replication must not be set, got [[0, 2]]"),
         ({"layers_to_transform": [0]}, "layers_to_transform must be None, got [0]"),
         ({"task_type": "SEQ_CLS"}, "task_type must be 'CAUSAL_LM', got 'SEQ_CLS'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save must be None, got ['lm_head']"),
         ({"bias": "all"}, "bias must be 'none', got 'all'"),
         ({"target_modules": 3}, "target_modules must be a list of names or a regular expression, got 3"),
         ({"target_modules": []}, "target_modules must be a list of names or a regular expression, got []"),
