@@ -29,7 +29,9 @@ def test_a_local_model_answers_in_batches_and_draws_anew_each_time(
     local = open_local(load_recipe(tmp_path / "recipe.yaml"), drawn=7)
     said = local.chat.tokenizer.decode([5, 5])
     assert local.sampling.seed == 7
-    assert list(local.answers(["a", "b", "c"])) == [(0, said), (1, said), (2, said)]
+    kept = []
+    local.ask(["a", "b", "c"], lambda number, answer: kept.append((number, answer)))
+    assert kept == [(0, said), (1, said), (2, said)]
     assert local.sampling.seed == 9
     assert [len(tokens) for tokens in fake.appended] == [2, 1]
     assert fake.loaded[0][:2] == (tmp_path / "local", None)

@@ -135,7 +135,7 @@ BAD_WAYS: dict[str, tuple[Callable[[Request], None], str]] = {
     "dropped": (Request.drop, "RemoteProtocolError: "),
     "no HTTP": (Request.greet, "RemoteProtocolError: "),
     "false gzip": (lambda request: request.send(200, b"no gzip", Content_Encoding="gzip"), "DecodingError: "),
-    "timeout": (Request.hang, "no response within 0.8 s"),
+    "timeout": (Request.hang, "no whole response within 0.8 s"),
     "trickle": (Request.trickle, "no whole response within 0.8 s"),
 }
 
@@ -239,10 +239,14 @@ def test_what_would_meet_every_question_ends_the_run_and_loses_no_answer(
 
 def test_retry_after_is_waited_for(work: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("threading.Event.wait", lambda _, seconds=None: waited.append(seconds))
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr("twintune.reasoning.endpoint.asyncio.sleep", sleep)
     endpoint.behave = badly(lambda request: request.send(429, b"later", Retry_After="7"), times=2)
     assert reason(monkeypatch) == 0
-    assert [7 <= seconds <= 7.02 for seconds in waited if seconds and seconds > 6] == [True, True]
+    assert [7 <= seconds <= 7.02 for seconds in waited] == [True, True]
 
 
 def test_a_retry_after_of_hours_is_not_waited_for(
@@ -255,15 +259,31 @@ def test_a_retry_after_of_hours_is_not_waited_for(
     assert failure["reason"].startswith("status 429: tomorrow; it asks to wait ")
 
 
-def test_an_endpoint_that_is_down_fails_every_question(
+def test_an_endpoint_that_is_not_there_is_told(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serve(right) as gone:
         pass
-    assert reason(monkeypatch, f"reasoning.base_url={gone.url}", "reasoning.max_retries=1") == 1
-    assert f"filled 0, failed {QUESTIONS}" in capsys.readouterr().out
+    assert reason(monkeypatch, f"reasoning.base_url={gone.url}", "reasoning.max_retries=1") == 2
+    error = capsys.readouterr().err
+    assert f"{gone.url}/chat/completions: the endpoint must be there, got ConnectError: " in error
+    assert not (work / "filled.jsonl").exists()
+
+
+def test_an_endpoint_that_goes_down_fails_the_rest(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def behave(request: Request, prompt: str, before: int) -> None:
+        right(request, prompt, before)
+        if len(falling.asked) == 3:
+            request.server.socket.close()  # nobody listens from now on
+
+    with serve(behave) as falling:
+        overrides = [f"reasoning.base_url={falling.url}", "reasoning.max_retries=1", "reasoning.max_concurrency=1"]
+        assert reason(monkeypatch, *overrides) == 1
+    assert f"filled 3, failed {QUESTIONS - 3}" in capsys.readouterr().out
     failures = lines_of(work / "filled.failed.jsonl")
-    assert [failure["record"]["questions"][0]["question"] for failure in failures] == list(GOLD)
+    assert [failure["record"]["questions"][0]["question"] for failure in failures] == list(GOLD)[3:]
     assert all("ConnectError" in failure["reason"] for failure in failures)
 
 

@@ -4,15 +4,14 @@ Retries wait by exponential back-off with full jitter
 (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), or as Retry-After says.
 """
 
+import asyncio
 import json
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from twintune.errors import UserError
@@ -44,12 +43,19 @@ class Failure:
     reason: str
 
 
+Keep = Callable[[int, str | Failure], None]
+
+
 class _Unusable(Exception):
     """A request that may go better next time; `wait` is what the endpoint asked for, in seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.wait = wait
+
+
+class _Unreachable(_Unusable):
+    """A request that found nobody."""
 
 
 class _Refused(Exception):
@@ -84,93 +90,78 @@ class Endpoint:
         self._concurrency = concurrency
         self._retries = retries
         self._timeout = timeout
-        self._stop = Event()
+        self._reached = False
+        self._refusal: UserError | None = None  # of every question; those under way, which are paid for, still end
 
-    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, str | Failure]]:
-        """The answer to each prompt with the prompt's number, as they come.
+    def ask(self, prompts: Sequence[str], keep: Keep) -> None:
+        """Ask every prompt; `keep` gets each answer with its prompt's number when it comes.
 
         Raises:
-            UserError: if the endpoint refuses in a way that would meet every question.
+            UserError: if nobody is there, or the endpoint refuses in a way that would meet every question.
         """
+        asyncio.run(self._ask_all(prompts, keep))
+        if self._refusal is not None:
+            raise self._refusal
+
+    async def _ask_all(self, prompts: Sequence[str], keep: Keep) -> None:
         import httpx
 
-        self._stop = Event()
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
-        limits = httpx.Limits(max_connections=self._concurrency)
-        with (
-            httpx.Client(headers=headers, timeout=self._timeout, limits=limits) as client,
-            ThreadPoolExecutor(self._concurrency) as pool,
-        ):
-            numbers = {pool.submit(self._answer, client, prompt): number for number, prompt in enumerate(prompts)}
-            try:
-                yield from self._completed(numbers)
-            finally:  # after Ctrl-C, and for a caller that stops: nothing more is to be asked
-                self._end(numbers)
+        free = asyncio.Semaphore(self._concurrency)
+        async with httpx.AsyncClient(headers=headers, timeout=None) as client, asyncio.TaskGroup() as tasks:  # noqa: S113
 
-    def _completed(self, numbers: dict[Future[str | Failure], int]) -> Iterator[tuple[int, str | Failure]]:
-        """What is answered, as it comes; after a refusal of all, what was under way, which is paid for too."""
-        refusal: UserError | None = None
-        for future in as_completed(numbers):
-            if future.cancelled():
-                continue
-            try:
-                yield numbers[future], future.result()
-            except UserError as error:
-                refusal = error
-                self._end(numbers)
-        if refusal is not None:
-            raise refusal
+            async def ask_one(number: int, prompt: str) -> None:
+                try:
+                    keep(number, await self._answer(client, prompt))
+                except UserError as error:
+                    self._refusal = error
+                finally:
+                    free.release()
 
-    def _end(self, futures: Iterable[Future[str | Failure]]) -> None:
-        self._stop.set()
-        for future in futures:
-            future.cancel()
+            for number, prompt in enumerate(prompts):
+                await free.acquire()
+                if self._refusal is not None:
+                    break
+                tasks.create_task(ask_one(number, prompt))
 
-    def _answer(self, client: "httpx.Client", prompt: str) -> str | Failure:
-        tried = 0
-        while True:
+    async def _answer(self, client: "httpx.AsyncClient", prompt: str) -> str | Failure:
+        for tried in range(self._retries + 1):
             try:
-                return self._request(client, prompt)
+                return await self._request(client, prompt)
             except _Refused as refused:
                 return Failure(str(refused))
             except _Unusable as unusable:
-                reason, asked_wait = str(unusable), unusable.wait
-            if asked_wait > LONGEST_RETRY_AFTER:
-                return Failure(f"{reason}; it asks to wait {asked_wait:,.0f} s")
-            if tried == self._retries:
-                return Failure(f"{reason}; asked {tried + 1} times")
-            jittered = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**tried))  # noqa: S311  no secret
-            if self._stop.wait(asked_wait + jittered):
-                return Failure("stopped")
-            tried += 1
+                last = unusable
+            if last.wait > LONGEST_RETRY_AFTER:
+                return Failure(f"{last}; it asks to wait {last.wait:,.0f} s")
+            if self._refusal is not None:
+                return Failure(str(last))
+            if tried < self._retries:
+                jittered = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**tried))  # noqa: S311  no secret
+                await asyncio.sleep(last.wait + jittered)
+        if isinstance(last, _Unreachable) and not self._reached:
+            raise UserError(f"{self._url}: the endpoint must be there, got {last}; check reasoning.base_url")
+        return Failure(f"{last}; asked {self._retries + 1} times")
 
-    def _request(self, client: "httpx.Client", prompt: str) -> str:
+    async def _request(self, client: "httpx.AsyncClient", prompt: str) -> str:
         import httpx
 
         if not _is_unicode(prompt):
             raise _Refused("the prompt must be Unicode text, got half a surrogate pair")
         body = self._settings | {"messages": [{"role": "user", "content": prompt}]}
-        ends = time.monotonic() + self._timeout
         try:
-            with client.stream("POST", self._url, json=body) as response:
-                content = self._read(response, ends)
-        except httpx.TimeoutException:
-            raise _Unusable(f"no response within {self._timeout:g} s") from None
+            async with asyncio.timeout(self._timeout), client.stream("POST", self._url, json=body) as response:
+                self._reached = True
+                content = await _read(response)
+        except TimeoutError:
+            raise _Unusable(f"no whole response within {self._timeout:g} s") from None
+        except httpx.ConnectError as error:
+            raise _Unreachable(f"ConnectError: {error}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _Unusable(self._without_key(f"{type(error).__name__}: {error}")) from None
         if response.status_code != 200:
             self._refuse(response, content)
         return self._content_of(content)
-
-    def _read(self, response: "httpx.Response", ends: float) -> bytes:
-        content = bytearray()
-        for chunk in response.iter_bytes():
-            content += chunk
-            if len(content) > MOST_BYTES:
-                raise _Unusable(f"a response of more than {MOST_BYTES:,} bytes")
-            if time.monotonic() > ends:  # httpx counts the seconds between two bytes
-                raise _Unusable(f"no whole response within {self._timeout:g} s")
-        return bytes(content)
 
     def _refuse(self, response: "httpx.Response", content: bytes) -> None:
         status = response.status_code
@@ -198,6 +189,15 @@ class Endpoint:
 
     def _without_key(self, text: str) -> str:
         return text if self._key is None else text.replace(self._key, "***")  # some endpoints repeat it
+
+
+async def _read(response: "httpx.Response") -> bytes:
+    content = bytearray()
+    async for chunk in response.aiter_bytes():
+        content += chunk
+        if len(content) > MOST_BYTES:
+            raise _Unusable(f"a response of more than {MOST_BYTES:,} bytes")
+    return bytes(content)
 
 
 def open_endpoint(section: ReasoningSection, base_url: str) -> Endpoint:

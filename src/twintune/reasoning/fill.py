@@ -1,13 +1,13 @@
 """The reasoning of every question that has none: looked up, asked for, and checked against the gold answer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from twintune.artifacts import sha256_json
 from twintune.converters.faults import shown
 from twintune.reasoning.cache import AnswerCache
-from twintune.reasoning.endpoint import Failure
+from twintune.reasoning.endpoint import Failure, Keep
 from twintune.reasoning.questions import Ask, Prompt, reasoning_towards
 
 State = Literal["missing", "present", "cached", "asked", "without", "failed"]
@@ -16,8 +16,8 @@ State = Literal["missing", "present", "cached", "asked", "without", "failed"]
 class Answerer(Protocol):
     """Who is asked: an endpoint or a local model."""
 
-    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, str | Failure]]:
-        """The answer to each prompt with the prompt's number, as they come."""
+    def ask(self, prompts: Sequence[str], keep: Keep) -> None:
+        """Ask every prompt; `keep` gets each answer with its prompt's number when it comes."""
 
 
 @dataclass
@@ -94,15 +94,24 @@ def _look_up(outcome: Outcome, cache: AnswerCache, rule: Rule) -> None:
         outcome.settle("without")
 
 
-def ask_missing(outcomes: Sequence[Outcome], answerer: Answerer, cache: AnswerCache, rule: Rule) -> Iterator[Outcome]:
-    """Ask until every question is settled; each is given back when it is. Every answer is cached as it comes.
+def ask_missing(
+    outcomes: Sequence[Outcome],
+    answerer: Answerer,
+    cache: AnswerCache,
+    rule: Rule,
+    settled: Callable[[Outcome], None],
+) -> None:
+    """Ask until every question is settled, and tell when one is. Every answer is cached as it comes.
 
     Raises:
         UserError: what the answerer raises for all questions; what is cached by then is not asked again.
     """
-    missing = [outcome for outcome in outcomes if outcome.state == "missing"]
     for attempt in range(1, rule.max_attempts + 1):
-        for number, answer in answerer.answers([outcome.prompt for outcome in missing]) if missing else ():
+        missing = [outcome for outcome in outcomes if outcome.state == "missing"]
+        if not missing:
+            return
+
+        def keep(number: int, answer: str | Failure, missing: list[Outcome] = missing, attempt: int = attempt) -> None:
             outcome = missing[number]
             if isinstance(answer, Failure):
                 outcome.settle("failed", answer.reason)
@@ -110,8 +119,9 @@ def ask_missing(outcomes: Sequence[Outcome], answerer: Answerer, cache: AnswerCa
                 cache.add(outcome.key, answer)
                 _judge(outcome, answer, rule, last=attempt == rule.max_attempts)
             if outcome.state != "missing":
-                yield outcome
-        missing = [outcome for outcome in missing if outcome.state == "missing"]
+                settled(outcome)
+
+        answerer.ask([outcome.prompt for outcome in missing], keep)
 
 
 def _judge(outcome: Outcome, answer: str, rule: Rule, *, last: bool) -> None:

@@ -1,12 +1,13 @@
 """A model on this machine in the place of an endpoint, on either backend."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from twintune.errors import UserError
 from twintune.generation import Sampling
 from twintune.models import resolve_model
+from twintune.reasoning.endpoint import Keep
 from twintune.recipe import ModelSection, Recipe
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ class LocalModel:
     sampling: Sampling
     batch: int
 
-    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """The answer to each prompt with the prompt's number, as they come.
+    def ask(self, prompts: Sequence[str], keep: Keep) -> None:
+        """Ask every prompt; `keep` gets each answer with its prompt's number when it comes.
 
         Raises:
             UserError: what Chat.answer raises.
@@ -36,7 +37,8 @@ class LocalModel:
         for start in range(0, len(prompts), self.batch):
             answers = self.chat.answer(prompts[start : start + self.batch], self.sampling)
             self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
-            yield from ((start + number, texts[0]) for number, texts in enumerate(answers))
+            for number, texts in enumerate(answers, start):
+                keep(number, texts[0])
 
 
 def open_local(recipe: Recipe, drawn: int) -> LocalModel:

@@ -4,7 +4,8 @@ No question is lost: it is in the output, or in OUTPUT's .failed.jsonl with the 
 for what is missing, as every answer is in the cache from the moment it came.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -37,9 +38,10 @@ def run_reasoning(recipe: Recipe, output: Path | None) -> Filled:
     rule = Rule(section.max_attempts, section.require_gold)
     with AnswerCache(cache_folder() / "reasoning" / f"{sha256_json(who)[:16]}.jsonl") as cache:
         outcomes = look_up(questions.asks, Prompt(section.prompt), cache, who, rule)
-        missing = sum(outcome.state == "missing" for outcome in outcomes)
-        if missing:
-            _watch(ask_missing(outcomes, _answerer(recipe, len(cache)), cache, rule), missing)
+        if missing := sum(outcome.state == "missing" for outcome in outcomes):
+            answerer = _answerer(recipe, len(cache))
+            with _watched(missing) as settled:
+                ask_missing(outcomes, answerer, cache, rule, settled)
     return write_filled(place, outcomes, questions.rejections)
 
 
@@ -69,11 +71,17 @@ def _answerer(recipe: Recipe, drawn: int) -> Answerer:
     return open_local(recipe, drawn) if section.base_url is None else open_endpoint(section, section.base_url)
 
 
-def _watch(settled: Iterator[Outcome], count: int) -> None:
+@contextmanager
+def _watched(count: int) -> Iterator[Callable[[Outcome], None]]:
+    """A progress bar on a terminal, and what tells it that a question is settled."""
     console = Console(stderr=True)
+    failed = 0
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("reasoning", total=count)
-        failed = 0
-        for outcome in settled:
+
+        def settled(outcome: Outcome) -> None:
+            nonlocal failed
             failed += outcome.state == "failed"
             bar.update(task, advance=1, description=f"reasoning, {failed} failed" if failed else "reasoning")
+
+        yield settled
