@@ -67,8 +67,8 @@ def test_a_run_that_goes_on_leaves_the_logs_of_an_unbroken_one(tmp_path: Path) -
         log.write('{"step": 7, "lo')  # killed while it wrote
     said = cut_back(broken, 4)
     assert said == [
-        "log.jsonl: dropped 2 lines behind the checkpoint and one that was half-written",
-        "evaluation.jsonl: dropped 1 lines behind the checkpoint",
+        "log.jsonl: dropped 2 of 6 lines, behind the checkpoint, and one that was half-written",
+        "evaluation.jsonl: dropped 1 of 2 lines, behind the checkpoint",
     ]
     assert read_log(broken / LOG) == STEPS[:4]
     assert read_evaluations(broken / EVALUATIONS) == EVALUATION_LIST[1:2]

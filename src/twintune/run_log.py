@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Literal, Self, TextIO
 
 from twintune.artifacts import new_file
 from twintune.backends import Evaluation, Step
@@ -27,7 +27,7 @@ class RunLog(QuietWatcher):
 
     def __init__(self, folder: Path, steps_done: int = 0) -> None:
         self.folder = folder
-        self.mode = "a" if steps_done else "w"
+        self.mode: Literal["a", "w"] = "a" if steps_done else "w"
         self.log: TextIO = (folder / LOG).open(self.mode, encoding="utf-8")
         self.evaluations: TextIO | None = None
 
@@ -87,8 +87,8 @@ def _keep_lines(path: Path, count: int) -> str:
         return ""
     with new_file(path) as aside:
         aside.write_text("".join(f"{line}\n" for line in lines[:count]), encoding="utf-8")
-    half_written = " and one that was half-written" if half else ""
-    return f"{path.name}: dropped {len(lines) - count} lines behind the checkpoint{half_written}"
+    half_written = ", and one that was half-written" if half else ""
+    return f"{path.name}: dropped {len(lines) - count} of {len(lines)} lines, behind the checkpoint{half_written}"
 
 
 def whole_lines(path: Path) -> tuple[list[str], bool]:

@@ -38,7 +38,7 @@ class Table:
 
     title: str
     headers: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     note: str = ""
     figures: bool = False
     marked: int | None = None
@@ -83,9 +83,9 @@ def write_run_report(folder: Path, overrides: Sequence[str] = ()) -> Path:
         (
             _evaluation_table(evaluations),
             _sample_table(folder, recipe, record),
-            Table("Cost", ("what", "figure"), list(cost_rows(steps, evaluations, record.sessions))),
+            Table("Cost", ("what", "figure"), cost_rows(steps, evaluations, record.sessions)),
             *_tracker_tables(record),
-            Table("What was chosen, and why", ("what", "choice"), [(name, text) for name, text in record.plan]),
+            Table("What was chosen, and why", ("what", "choice"), record.plan),
             Table("Versions", ("package", "version"), list(record.versions.items())),
         ),
         (folder / "recipe.yaml").read_text(encoding="utf-8"),
