@@ -55,7 +55,11 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
     Args:
         job: what to train.
         device: `npu` or `cpu`.
+
+    Raises:
+        UserError: for modules trained whole in another dtype than float32.
     """
+    _require_float32(job)
     rows_per_step = job.order.shape[1] * job.order.shape[2]
     config: dict[str, Any] = {
         "seed": job.seed,
@@ -108,6 +112,14 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
     if job.packed and packed_borders(job, device).value == CONVERSATION_ENDS:
         config["model"]["model_config"]["use_eod_attn_mask_compression"] = True
     return laid_over(config, job.overrides)
+
+
+def _require_float32(job: TrainJob) -> None:
+    if job.lora.modules_to_save and job.dtype != "float32":
+        raise UserError(
+            f"recipe: backend.dtype must be float32 for lora.modules_to_save with --backend ascend, got {job.dtype} "
+            "(MindFormers would train the head's own half-precision numbers); set backend.dtype=float32"
+        )
 
 
 def laid_over(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from tests.tiny_tokenizers import save_chatml_tokenizer
 from twintune.backends import Lora, Name, TrainJob, load_backend, missing_packages
 from twintune.converters.adapter import WEIGHTS, read_adapter
 from twintune.converters.tokens import load_tokenizer
+from twintune.errors import UserError
 from twintune.generation import Sampling, TextGenerator
 from twintune.merging import merge_adapter
 from twintune.models import read_model_config
@@ -178,6 +180,24 @@ def test_gradients_of_whole_modules_agree(llama: Trained) -> None:
         limit = 1e-5 * np.abs(wanted).max()
         np.testing.assert_allclose(steps["ascend"][key], wanted, rtol=0, atol=limit, err_msg=key)
     assert not steps["ascend"][EMBEDDING][FIRST_ADDED + 2 :].any()
+
+
+@needs_mindspore
+def test_half_precision_is_refused_where_mindformers_would_train_in_it(llama: Trained) -> None:
+    with pytest.raises(UserError, match=r"backend\.dtype must be float32 for lora\.modules_to_save .*, got float16"):
+        load_backend("ascend").plan(replace(llama.job, dtype="float16"))
+
+
+def test_bfloat16_trains_whole_modules_in_float32(llama: Trained, tmp_path: Path) -> None:
+    job = replace(llama.job, dtype="bfloat16", output_dir=tmp_path / "run")
+    recorder = Recorder()
+    load_backend("cuda").train(job, recorder)
+    exact = llama.recorders["cuda"].steps
+    # bfloat16 has 8 bits: each logit of about 5 is off by up to 0.02
+    np.testing.assert_allclose([step.loss for step in recorder.steps], [step.loss for step in exact], rtol=0, atol=0.1)
+    _, tensors = read_adapter(tmp_path / "run" / "adapter")
+    rounded = tensors[HEAD].astype(ml_dtypes.bfloat16).astype(np.float32)
+    assert (rounded != tensors[HEAD]).mean() > 0.9, "what is trained keeps float32's bits"
 
 
 @needs_mindspore
