@@ -105,8 +105,22 @@ def test_the_plan_says_what_runs_where_and_why(fake: FakeBackend, recipe: Recipe
     assert plan["steps"] == "10 of 2 rows x 1 micro-batches: 20 rows, 1.67 epochs; 0 warm-up steps"
     assert plan["trainable parameters"] == f"{run.trainable_parameters:,} (LoRA r 8)"
     assert plan["rows"].startswith("12 in ")
+    assert plan["optimizer"] == "FakeOptimizer (asked adamw_torch on cpu)"
+    assert plan["schedule"] == "cosine"
+    assert plan["adapter's scale"] == "2, lora_alpha / r"
     assert plan["output"] == str(out)
     assert not out.exists()
+
+
+def test_the_plan_says_what_schedule_and_scale_become(fake: FakeBackend, recipe_file: Path, out: Path) -> None:
+    overrides = ["train.lr_scheduler_type=polynomial", "train.optim=sgd", "train.sgd_momentum=0.9"]
+    run = decide(load_recipe(recipe_file, [*overrides, "lora.r=4", "lora.use_rslora=true"]), out)
+    plan = dict(plan_lines(run))
+    assert plan["optimizer"] == "FakeOptimizer (asked sgd on cpu)"
+    assert plan["schedule"] == "polynomial (lr_end 1e-07, power 1.0)"
+    assert plan["adapter's scale"] == "8, lora_alpha / sqrt(r) as lora.use_rslora asks"
+    assert run.job.lora.lora_alpha / run.job.lora.r == 16 / 4**0.5
+    assert (run.job.optimizer.optim, run.job.optimizer.sgd_momentum) == ("sgd", 0.9)
 
 
 def test_the_memory_estimate_counts_weights_and_grows_with_the_batch(

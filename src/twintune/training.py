@@ -327,7 +327,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
 def _scale(run: Run) -> str:
     lora = run.recipe.lora
     scale = run.job.lora.lora_alpha / lora.r
-    return f"{scale:g}, lora_alpha / {'sqrt(r), as lora.use_rslora asks' if lora.use_rslora else 'r'}"
+    return f"{scale:g}, lora_alpha / {'sqrt(r) as lora.use_rslora asks' if lora.use_rslora else 'r'}"
 
 
 def _trained(lora: Lora) -> str:

@@ -1,5 +1,6 @@
 """The optimizers by their formulas, and what a checkpoint keeps of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the cuda backend's framework")
 
-from twintune.backends import Optimizer
+from tests.jobs import Recorder, make_job
+from twintune.backends import Lora, Optimizer, TrainJob
+from twintune.backends.cuda import CudaBackend
 from twintune.backends.cuda.optimizer import (
     CLASSES,
     choose_optimizer,
@@ -16,6 +19,7 @@ from twintune.backends.cuda.optimizer import (
     put_in_state,
     set_learning_rate,
 )
+from twintune.converters.adapter import read_adapter
 from twintune.converters.training_state import TrainingState
 from twintune.errors import UserError
 from twintune.optimizers import update
@@ -28,6 +32,12 @@ SHAPE = (96, 64)  # above 4,096 numbers bitsandbytes keeps moments in 8 bits
 def settings_of(optim: Any, weight_decay: float = 0.1) -> Optimizer:
     momentum = 0.9 if optim == "sgd" else 0.0
     return Optimizer(1e-2, weight_decay, 0.9, 0.99, 1e-6, 1.0, optim, momentum)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    """Six steps on a LoRA whose largest matrix has the 4,096 numbers from which on bitsandbytes takes 8 bits."""
+    return make_job(tmp_path_factory.mktemp("job"), steps=6, lora=Lora(64, 8, 0.1, ("q_proj", "down_proj")))
 
 
 def gradients(seed: int) -> list[Any]:
@@ -96,6 +106,24 @@ def test_a_state_put_into_a_new_optimizer_goes_on_bit_by_bit(optim: str) -> None
         take(optimizer, parameter, gradient, number)
         take(other, copy, gradient, number)
     assert torch.equal(copy, parameter)
+
+
+@pytest.mark.parametrize("optim", CLASSES)
+def test_a_resumed_run_equals_the_unbroken_one(job: TrainJob, optim: Any) -> None:
+    job = replace(job, optimizer=settings_of(optim), checkpoint_steps=(3,))
+    whole, adapter = run(job, f"{optim}-whole")
+    checkpoint = job.output_dir.with_name(f"{optim}-whole") / "checkpoint-3"
+    resumed, after = run(replace(job, resume_from=checkpoint, steps_done=3), f"{optim}-resumed")
+    assert resumed == whole[3:]
+    assert all(np.array_equal(after[name], adapter[name]) for name in adapter)
+
+
+def run(job: TrainJob, name: str) -> tuple[list[tuple[float, float]], dict[str, Any]]:
+    job = replace(job, output_dir=job.output_dir.with_name(name))
+    job.output_dir.mkdir()
+    recorder = Recorder()
+    CudaBackend().train(job, recorder)
+    return [(step.loss, step.grad_norm) for step in recorder.steps], read_adapter(job.output_dir / "adapter")[1]
 
 
 def test_a_state_of_another_optimizer_is_refused() -> None:
