@@ -81,8 +81,8 @@ def write_run_report(folder: Path, overrides: Sequence[str] = ()) -> Path:
         recipe.train.run_name or folder.resolve().name,
         " ".join([*_summary(record, steps, evaluations), *_adapter_of_the_best(folder)]),
         (
-            _evaluation_table(evaluations),
             _sample_table(folder, recipe, record),
+            _evaluation_table(evaluations),  # after the answers, as it may be long, and the curve shows it
             Table("Cost", ("what", "figure"), cost_rows(steps, evaluations, record.sessions)),
             *_tracker_tables(record),
             Table("What was chosen, and why", ("what", "choice"), record.plan),

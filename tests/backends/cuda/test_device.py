@@ -63,3 +63,15 @@ def test_a_dtype_as_asked(asked: str) -> None:
     choice = CudaBackend().choose_dtype(asked, "cpu")
     assert choice.value == asked
     assert choice.reason.startswith("as asked")
+
+
+def test_on_a_cpu_the_process_own_memory_counts() -> None:
+    assert CudaBackend().peak_memory("cpu") is None
+
+
+@with_gpu
+def test_peak_memory_of_a_gpu_is_in_bytes() -> None:
+    torch.empty(2**24, dtype=torch.uint8, device="cuda")
+    peak = CudaBackend().peak_memory("cuda")
+    assert peak is not None
+    assert peak >= 2**24
