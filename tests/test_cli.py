@@ -15,7 +15,7 @@ from twintune import __version__
 from twintune.backends import missing_packages
 from twintune.converters.adapter import read_adapter
 
-COMMANDS = ("convert", "prepare", "train", "generate")
+COMMANDS = ("convert", "prepare", "train", "generate", "evaluate")
 HEAVY = {"torch", "mindspore", "mindformers", "transformers", "datasets", "fastchat", "pyarrow", "peft"}
 LOG_KEYS = ["step", "loss", "grad_norm", "learning_rate", "tokens", "seconds"]
 QUESTION = RECORDS[0]["instruction"]
