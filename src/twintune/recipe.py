@@ -147,7 +147,7 @@ class TrainSection(Section):
     max_steps: int = Field(-1, ge=-1)  # optimizer steps; above 0 it replaces num_train_epochs
     learning_rate: float = Field(1e-4, gt=0)
     lr_scheduler_type: Annotated[ScheduleName, BeforeValidator(_known_beforehand)] = "cosine"
-    lr_scheduler_kwargs: Annotated[dict[str, Any], Field(default_factory=dict, validate_default=True)]
+    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # numbers of that type
     warmup_ratio: float = Field(0.0, ge=0, lt=1)  # of all steps, rounded up
     warmup_steps: int = Field(0, ge=0)  # above 0 it replaces warmup_ratio
     optim: OptimizerName = "adamw_torch"

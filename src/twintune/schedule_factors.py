@@ -17,7 +17,8 @@ Steps = NDArray[np.float64]  # [max_steps]
 
 def _warmed_up(step: Steps, schedule: Schedule, after: Steps) -> Steps:
     """A warm-up from 0 at the first step, then `after`."""
-    return np.where(step < schedule.warmup_steps, step / max(1, schedule.warmup_steps), after)
+    risen: Steps = step / max(1, schedule.warmup_steps)
+    return np.where(step < schedule.warmup_steps, risen, after)
 
 
 def _gone(step: Steps, schedule: Schedule) -> Steps:
@@ -28,7 +29,8 @@ def _gone(step: Steps, schedule: Schedule) -> Steps:
 
 def _wave(gone: Steps, num_cycles: float, lowest: float) -> Steps:
     """A cosine from 1, `num_cycles` waves long, between 1 and `lowest`."""
-    return lowest + (1 - lowest) * (1 + np.cos(2 * np.pi * num_cycles * gone)) / 2
+    wave: Steps = lowest + (1 - lowest) * (1 + np.cos(2 * np.pi * num_cycles * gone)) / 2
+    return wave
 
 
 def _constant(step: Steps, schedule: Schedule) -> Steps:
@@ -99,8 +101,8 @@ def _warmup_stable_decay(
     warmup = schedule.warmup_steps
     if num_stable_steps is None:
         num_stable_steps = schedule.max_steps - warmup - num_decay_steps
-    risen = np.clip(step / max(1, warmup), 0, 1)
-    fallen = np.clip((step - warmup - num_stable_steps) / num_decay_steps, 0, 1)
+    risen: Steps = np.clip(step / max(1, warmup), 0, 1)
+    fallen: Steps = np.clip((step - warmup - num_stable_steps) / num_decay_steps, 0, 1)
     rise = {"linear": risen, "cosine": _wave(1 - risen, 0.5, 0.0), "1-sqrt": 1 - np.sqrt(1 - risen)}[warmup_type]
     fall = {"linear": 1 - fallen, "cosine": _wave(fallen, num_cycles, 0.0), "1-sqrt": 1 - np.sqrt(fallen)}[decay_type]
     curve = np.where(step < warmup, rise, np.where(fallen < 1, fall, 0))

@@ -49,7 +49,8 @@ def test_updates_are_those_of_the_formula(job: TrainJob, optim: Any) -> None:
     config = training_config(job, "cpu")
     for known in (config, training_config(job, "npu")):
         check_keys(known)  # and registers what is twintune's
-    weight, moments = np.random.default_rng(0).normal(size=SHAPE), {}
+    weight = np.random.default_rng(0).normal(size=SHAPE)
+    moments: dict[str, Any] = {}
     decayed, bias = (ms.Parameter(ms.Tensor(weight, ms.float32), name=name) for name in ("weight", "bias"))
     groups = [{"params": [decayed], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
     rate = build_lr(dict(config["lr_schedule"]))

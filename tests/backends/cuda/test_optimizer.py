@@ -66,7 +66,8 @@ def take(optimizer: Any, parameter: Any, gradient: Any, number: int) -> None:
 
 
 def by_formula(optim: Any, weight_decay: float) -> Any:
-    weight, moments = start(), {}
+    weight = start()
+    moments: dict[str, Any] = {}
     for number, gradient in enumerate(gradients(1), 1):
         weight, moments = update(settings_of(optim, weight_decay), weight, gradient, moments, number, 1e-2 / number)
     return weight
