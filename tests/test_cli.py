@@ -15,7 +15,7 @@ from twintune import __version__
 from twintune.backends import missing_packages
 from twintune.converters.adapter import read_adapter
 
-COMMANDS = ("convert", "prepare", "train", "generate", "evaluate")
+COMMANDS = ("convert", "prepare", "train", "report", "generate", "evaluate")
 HEAVY = {"torch", "mindspore", "mindformers", "transformers", "datasets", "fastchat", "pyarrow", "peft"}
 LOG_KEYS = ["step", "loss", "grad_norm", "learning_rate", "tokens", "seconds"]
 QUESTION = RECORDS[0]["instruction"]
@@ -144,7 +144,7 @@ def train_and_ask(work: Path, backend: str, *more: str) -> list[Any]:
     """The issue's whole flow on one backend; what was generated."""
     flags = ["--backend", backend, "--device", "cpu"]
     told = succeed(work, "train", "recipe.yaml", *flags, "--output-dir", f"out-{backend}", *more)
-    assert told.splitlines()[-1] == f"adapter: out-{backend}/adapter"
+    assert told.splitlines()[-2:] == [f"adapter: out-{backend}/adapter", f"report: out-{backend}/report.md"]
     out = work / f"out-{backend}"
     log = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [list(line) for line in log] == [LOG_KEYS] * 10

@@ -1,5 +1,6 @@
 """What the model answered before and after a run, for its report; kept in samples.json of the run folder."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -75,6 +76,7 @@ def find_answers(folder: Path, recipe: Recipe, machine: Chosen) -> Answered:
     kept = _read(folder / SAMPLES)
     if kept is not None and kept.asked == asked:
         return kept
+    print(f"answering {len(questions)} questions before and after training, for the report", file=sys.stderr)
     before, after = (_answers(each, recipe, machine, asked) for each in (folder / "initial_adapter", adapter))
     samples = tuple(Sample(*texts) for texts in zip(questions, before, after, strict=True))
     answered = Answered(adapter.name, asked, samples)
