@@ -113,7 +113,7 @@ class PhiForCausalLM(PhiPreTrainedModel):
 
         Args:
             input_ids: int32 [rows, length], in training one more, which is only a target.
-            labels: int32, as many; ignore_token_id is not trained.
+            labels: int32, as many; ignore_token_id is not trained. None trains every token.
             attention_mask: see PhiModel.
             batch_valid_length: int32 [rows]; logits are then those after the last token alone.
             actual_seq_len: where packed conversations end, int32.
@@ -127,6 +127,6 @@ class PhiForCausalLM(PhiPreTrainedModel):
         counted = ops.cast(tokens != self.pad_token_id, ms.float32)
         if not self.training:
             return logits, tokens, counted
-        targets = labels[:, 1:]
+        targets = input_ids[:, 1:] if labels is None else labels[:, 1:]
         counted = counted * ops.cast(targets != self.ignore_token_id, ms.float32)
         return self.loss(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), counted.reshape(-1))
