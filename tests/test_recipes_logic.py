@@ -2,35 +2,22 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.reasoning.server import Request, serve
+from tests.shipped_recipes import BACKENDS, SMALL, YAMLS, lines_of, run, train_everywhere
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import save_chatml_tokenizer
-from twintune.backends import missing_packages
-from twintune.cli import main
 from twintune.converters.arrow import read_rows
 from twintune.converters.tokens import load_tokenizer
 from twintune.recipe import LINEAR_LAYERS
 
-YAMLS = Path(__file__).parents[1] / "yamls"
 SAMPLE = Path(__file__).parent / "data" / "logic_contest.jsonl"
 RECORDS = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
 GOLD = {question["question"]: question["answer"] for record in RECORDS for question in record["questions"]}
-BACKENDS = [name for name in ("cuda", "ascend") if not missing_packages(name)]
-SMALL = [
-    "train.per_device_train_batch_size=2",
-    "train.gradient_accumulation_steps=2",
-    "train.max_steps=2",
-    "lora.lora_dropout=0",  # each backend would draw its own
-]
-LOSS = 1e-5  # absolute, between the backends, in float32
 ASKED = "题目:\n书架上有三本书:红书在蓝书左边,蓝书在绿书左边。\n\n问题:\n哪一本书在最左边?\nA. 蓝书\nB. 红书\nC. 绿书"
 
 pytestmark = [
@@ -55,19 +42,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def run(*arguments: str) -> None:
-    """`twintune ARGUMENTS...`, which must succeed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["twintune", *arguments])
-        with pytest.raises(SystemExit) as done:
-            main()
-    assert done.value.code in (None, 0)
-
-
-def lines_of(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def texts_of(work: Path, rows: Path) -> list[tuple[str, str]]:
     """Of each row all its text, and what of it is trained; special tokens are left out, but for the last."""
     tokenizer = load_tokenizer(work / "tiny")
@@ -77,19 +51,6 @@ def texts_of(work: Path, rows: Path) -> list[tuple[str, str]]:
         closing = next(name for name, number in tokenizer.special_tokens.items() if number == trained[-1])
         texts.append((tokenizer.decode(row.input_ids.tolist()), tokenizer.decode(trained) + closing))
     return texts
-
-
-def train_everywhere(recipe: Path, work: Path, *overrides: str) -> None:
-    """Train on every backend that is installed; their losses must agree."""
-    losses = []
-    for backend in BACKENDS:
-        output = work / f"{recipe.stem}-{backend}"
-        device = ("--backend", backend, "--device", "cpu")
-        run("train", str(recipe), *SMALL, *overrides, *device, "--output-dir", str(output))
-        losses.append([line["loss"] for line in lines_of(output / "log.jsonl")])
-        assert (output / "adapter" / "adapter_model.safetensors").is_file()
-    assert all(len(series) == 2 for series in losses)
-    np.testing.assert_allclose(losses[0], losses[-1], rtol=0, atol=LOSS)
 
 
 def test_logic_qwen2_7b(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ CHATML = (
 CHATML_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def save_chatml_tokenizer(folder: Path, chat_template: str | None = CHATML, **tokens: Any) -> Path:
+def save_chatml_tokenizer(
+    folder: Path, chat_template: str | None = CHATML, special: Sequence[str] = CHATML_SPECIAL, **tokens: Any
+) -> Path:
     """Save a byte-level BPE fast tokenizer, ids below 400. Returns the folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -28,7 +30,7 @@ def save_chatml_tokenizer(folder: Path, chat_template: str | None = CHATML, **to
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=CHATML_SPECIAL,
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
