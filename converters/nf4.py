@@ -84,7 +84,8 @@ def quantize_nf4(
         indices[whole * block_size :] = _nearest(CODE_BOOK, rest / absmax[-1])
     if flat.size % 2:
         indices = np.append(indices, _nearest(CODE_BOOK, np.zeros(1, np.float32)))
-    return indices[0::2] << 4 | indices[1::2], absmax
+    codes: NDArray[np.uint8] = indices[0::2] << np.uint8(4) | indices[1::2]
+    return codes, absmax
 
 
 def dequantize_nf4(
@@ -93,7 +94,8 @@ def dequantize_nf4(
     """The weight that codes stand for, float32 of `shape`; see quantize_nf4."""
     size = math.prod(shape)
     indices = np.stack([codes >> 4, codes & 15], axis=-1).reshape(-1)[:size]
-    return (CODE_BOOK[indices] * np.repeat(absmax, block_size)[:size]).reshape(shape)
+    weight: NDArray[np.float32] = CODE_BOOK[indices] * np.repeat(absmax, block_size)[:size]
+    return weight.reshape(shape)
 
 
 def quantize_absmax(absmax: NDArray[np.float32]) -> QuantizedAbsmax:

@@ -64,12 +64,13 @@ class Gradient(nn.Cell):  # type: ignore[misc]
 
 def test_value_and_gradient_of_a_product() -> None:
     draw = np.random.default_rng(0)
-    weight = draw.normal(0, 0.1, (48, 64)).astype(np.float32)
+    shape = (48, 64)
+    weight = draw.normal(0, 0.1, shape).astype(np.float32)
     x = draw.normal(size=(5, 64)).astype(np.float32)
     codes, absmax = quantize_nf4(weight)
-    held = dequantize_nf4(codes, absmax, weight.shape)
+    held = dequantize_nf4(codes, absmax, shape)
     mindspore.set_context(mode=mindspore.GRAPH_MODE, device_target="CPU")
-    value, (gradient,) = Gradient(Loss(codes, absmax, weight.shape))(mindspore.Tensor(x))
+    value, (gradient,) = Gradient(Loss(codes, absmax, shape))(mindspore.Tensor(x))
     y = x @ held.T
     assert float(value.asnumpy()) == pytest.approx(float(np.square(y).sum()), rel=1e-5)
     np.testing.assert_allclose(gradient.asnumpy(), (x * (2 * y @ held)).sum(axis=0), rtol=1e-4, atol=1e-5)
