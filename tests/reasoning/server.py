@@ -101,6 +101,11 @@ class Request(BaseHTTPRequestHandler):
             self.wfile.flush()
             time.sleep(0.02)
 
+    def go_down(self) -> None:
+        """Let nobody listen from now on."""
+        assert isinstance(self.server, ThreadingHTTPServer)
+        self.server.socket.close()
+
     def log_message(self, format: str, *arguments: Any) -> None:
         """Say nothing on stderr."""
 

@@ -276,7 +276,7 @@ def test_an_endpoint_that_goes_down_fails_the_rest(
     def behave(request: Request, prompt: str, before: int) -> None:
         right(request, prompt, before)
         if len(falling.asked) == 3:
-            request.server.socket.close()  # nobody listens from now on
+            request.go_down()
 
     with serve(behave) as falling:
         overrides = [f"reasoning.base_url={falling.url}", "reasoning.max_retries=1", "reasoning.max_concurrency=1"]

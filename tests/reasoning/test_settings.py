@@ -44,6 +44,7 @@ WRONG = {
     "reasoning.base_url=ftp://host/v1": "reasoning.base_url must be http:// or https:// with a host",
     "reasoning.base_url=https://me:secret@host/v1": "without name and password",
     "reasoning.base_url=api.openai.com": "reasoning.base_url must be http:// or https://",
+    "reasoning.base_url=http://host:port/v1": "reasoning.base_url must be an address, got http://host:port/v1",
     "reasoning.temperature=-1": "reasoning.temperature must be greater than or equal to 0, got -1",
     "reasoning.max_new_tokens=0": "reasoning.max_new_tokens must be greater than or equal to 1, got 0",
     "reasoning.max_attempts=0": "reasoning.max_attempts must be greater than or equal to 1, got 0",

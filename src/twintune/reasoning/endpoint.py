@@ -107,8 +107,12 @@ class Endpoint:
         import httpx
 
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+        limits = httpx.Limits(max_connections=self._concurrency)
         free = asyncio.Semaphore(self._concurrency)
-        async with httpx.AsyncClient(headers=headers, timeout=None) as client, asyncio.TaskGroup() as tasks:  # noqa: S113
+        async with (
+            httpx.AsyncClient(headers=headers, limits=limits, timeout=None) as client,  # noqa: S113  see _request
+            asyncio.TaskGroup() as tasks,
+        ):
 
             async def ask_one(number: int, prompt: str) -> None:
                 try:
@@ -157,7 +161,9 @@ class Endpoint:
             raise _Unusable(f"no whole response within {self._timeout:g} s") from None
         except httpx.ConnectError as error:
             raise _Unreachable(f"ConnectError: {error}") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except httpx.InvalidURL as error:
+            raise UserError(f"reasoning.base_url must be an address, got {self._url}: {error}") from None
+        except httpx.HTTPError as error:
             raise _Unusable(self._without_key(f"{type(error).__name__}: {error}")) from None
         if response.status_code != 200:
             self._refuse(response, content)
