@@ -43,6 +43,8 @@ def test_the_target_modules_are_the_linear_layers() -> None:
         ("model.name_or_pth=x", "did you mean model.name_or_path?"),
         ("data.templte=x", "did you mean data.template?"),
         ("lora.lora_alfa=1", "did you mean lora.lora_alpha?"),
+        ("model.load_in_4_bit=true", "did you mean model.load_in_4bit?"),
+        ("lora.load_in_4bit=true", "did you mean model.load_in_4bit?"),
         ("train.learning_rat=1", "did you mean train.learning_rate?"),
         ("generate.max_new_token=1", "did you mean generate.max_new_tokens?"),
         ("backend.devise=cpu", "did you mean backend.device?"),
@@ -93,6 +95,8 @@ def test_a_leaf_at_the_top_is_sent_to_its_section(recipe_file: Path) -> None:
             "lora.target_modules.0 must be 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', "
             "'down_proj', 'dense', 'fc1', 'fc2', 'Wqkv' or 'out_proj', got 'wq'",
         ),
+        ("model.bnb_4bit_quant_type=fp4", "model.bnb_4bit_quant_type must be 'nf4', got 'fp4'"),
+        ("model.load_in_4bit=nf4", "model.load_in_4bit must be a valid boolean, unable to interpret input, got 'nf4'"),
         ("backend.name=npu", "backend.name must be 'auto', 'cuda' or 'ascend', got 'npu'"),
     ],
 )
