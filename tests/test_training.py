@@ -133,6 +133,8 @@ def test_the_memory_estimate_counts_weights_and_grows_with_the_batch(
     weights = 4 * (2 * 400 * 64 + 2 * layer)
     assert estimate() > weights
     assert estimate("train.per_device_train_batch_size=4") > estimate()
+    run = decide(load_recipe(recipe_file), out)
+    assert estimate() - estimate("train.optim=sgd") == 8 * run.trainable_parameters, "two moments in float32"
     # activations alone grow, and they double
     one, two, four = (estimate(f"train.per_device_train_batch_size={batch}") for batch in (1, 2, 4))
     assert four - two == pytest.approx(2 * (two - one), rel=1e-12)

@@ -29,6 +29,7 @@ from twintune.converters.saved_modules import require_own_head, saved_shapes
 from twintune.converters.target_modules import describe_target_modules, resolve_target_modules
 from twintune.errors import UserError
 from twintune.models import read_model_config, resolve_model, unused_dropouts
+from twintune.optimizers import moment_names
 from twintune.prepare import find_or_prepare
 from twintune.prepared import CONVERSATIONS, Prepared
 from twintune.recipe import LoraSection, ModelSection, Recipe
@@ -374,7 +375,8 @@ def estimated_memory(run: Run) -> float:
     shapes = linear_shapes(config, LINEAR_MODULES)
     embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
     weights = size * (embeddings + sum(out * width for out, width in shapes.values()))
-    adapter = 16 * run.trainable_parameters  # weight, gradient and two Adam moments in float32
+    kept = 2 + len(moment_names(job.optimizer))  # weight, gradient and the optimizer's moments, as if in float32
+    adapter = 4 * kept * run.trainable_parameters
     tokens = job.order.shape[2] * job.row_length
     attention = config["num_attention_heads"] * job.row_length * size
     activations = tokens * layers * (size * (10 * hidden + 3 * inner) + attention)
