@@ -70,6 +70,35 @@ def test_every_gold_answer_of_math23k_and_of_the_logic_contest_is_extracted(shar
     assert [final_answer(gold, "choice") for gold in golds] == [gold.strip()[-1] for gold in golds]
 
 
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "9",
+        "1,",
+        "1 ",
+        "1+",
+        "选",
+        "答案是",
+        "####",
+        "\\boxed{",
+        "\\text{",
+        "\\frac12",
+        "一",
+        "三分之",
+        "((",
+        " ",
+        "\n",
+        "A、",
+    ],
+)
+@pytest.mark.parametrize("opening", ["", "The answer is "])
+def test_a_model_that_loops_is_read_to_its_end(opening: str, piece: str) -> None:
+    text = opening + piece * 4400  # more digits than Python reads
+    for kind in ("number", "choice"):
+        answer = final_answer(text, kind)
+        assert answer is None or len(answer) < 20
+
+
 @given(st.integers(-(10**12), 10**12))
 def test_every_spelling_of_an_integer_is_one_answer(number: int) -> None:
     full_width = str(number).translate(str.maketrans("0123456789-", "０１２３４５６７８９－"))

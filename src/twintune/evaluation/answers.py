@@ -11,7 +11,7 @@ from twintune.evaluation.plain_text import plain
 
 Kind = Literal["number", "choice"]
 MARKERS = re.compile(
-    r"####|\\f?boxed\s*(?=\{)"
+    r"#{4,}|\\f?boxed\s*(?=\{)"
     r"|\banswer[\"']?\s*(?:is\b|(?:would|will|must|should)\s+be\b|[:=])"
     r"|【答案】|答案\s*(?:应该|应|就)?\s*(?:是|为|等于|[:=])|(?:^|[\s。,，])答\s*:",
     re.IGNORECASE,
@@ -63,10 +63,11 @@ def exact_match(predicted: str, gold: str) -> bool:
 
 
 def _final_number(text: str) -> Number | None:
+    end = len(text)
     for marker in reversed(list(MARKERS.finditer(text))):
-        mentions = _marked_numbers(text[marker.end() :])
-        if mentions:
+        if mentions := _marked_numbers(text[marker.end() : end]):
             return next((number for number in mentions if number is not None), None)
+        end = marker.start()
     return _last(find_numbers(ARTICLE.sub("某", text)))
 
 

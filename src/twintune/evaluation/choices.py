@@ -3,7 +3,8 @@
 import re
 
 LETTER = r"(?<![A-Za-z])([A-E])(?![A-Za-z'])"
-OPENING = r"[\s\"'“”‘’(\[【{*:是为选项]*(?:options?\s+|choices?\s+)?[\s\"'“”(\[【{]*"
+# Bounded, or a model that loops (选选选...) would take the time of the cube of its text.
+OPENING = r"[\s\"'“”‘’(\[【{*:是为选项]{0,8}(?:options?\s+|choices?\s+)?[\s\"'“”(\[【{]{0,4}"
 MARKED = re.compile(
     r"(?:\\boxed\s*\{|####|【答案】"
     r"|(?:answer|choice|option)[\"']?\s*(?:is|would be|should be|must be|[:=])"

@@ -66,21 +66,23 @@ def _answer(
     side: Side, recipe: Recipe, questions: Questions, outcomes: list[Outcome], output_dir: Path, status: Status
 ) -> list[Outcome]:
     total, path = len(questions.questions), log_path(output_dir, side.name)
-    if len(outcomes) < total:
-        if outcomes:
-            status(f"{side.name}: goes on after {len(outcomes)} of {total} answers")
-        status(f"{side.name}: loading")
-        chat = load_side(side, recipe)
-        if not path.exists():
-            begin_log(path, side.settings)
-        for batch in _batches(questions.questions, recipe.train.per_device_eval_batch_size):
-            if batch.first + len(batch.questions) > len(outcomes):
-                # A batch that a kill tore is asked again as a whole, so that every draw is what it would have been.
-                new = _ask(chat, batch, recipe)[max(0, len(outcomes) - batch.first) :]
-                append(path, new)
-                outcomes += new
-                correct = sum(outcome.correct for outcome in outcomes)
-                status(f"{side.name}: {len(outcomes)} of {total} answered, {correct} correct")
+    if len(outcomes) == total:
+        return outcomes
+    if outcomes:
+        status(f"{side.name}: goes on after {len(outcomes)} of {total} answers")
+    status(f"{side.name}: loading")
+    chat = load_side(side, recipe)
+    if not path.exists():
+        begin_log(path, side.settings)
+    for batch in _batches(questions.questions, recipe.train.per_device_eval_batch_size):
+        if batch.first + len(batch.questions) <= len(outcomes):
+            continue
+        # A batch that a kill tore is asked again as a whole, so that every draw is what it would have been.
+        new = _ask(chat, batch, recipe)[max(0, len(outcomes) - batch.first) :]
+        append(path, new)
+        outcomes += new
+        correct = sum(outcome.correct for outcome in outcomes)
+        status(f"{side.name}: {len(outcomes)} of {total} answered, {correct} correct")
     return outcomes
 
 
@@ -106,7 +108,7 @@ def _ask(chat: Answerer, batch: Batch, recipe: Recipe) -> list[Outcome]:
         recipe.evaluate.retries,
     )
     numbered = enumerate(zip(batch.questions, votes, strict=True), batch.first + 1)
-    return [_outcome(number, question, votes_of) for number, (question, votes_of) in numbered]
+    return [_outcome(number, question, cast) for number, (question, cast) in numbered]
 
 
 def _outcome(number: int, question: EvaluationQuestion, cast: Vote) -> Outcome:

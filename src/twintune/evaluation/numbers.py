@@ -7,6 +7,7 @@ from fractions import Fraction
 from twintune.evaluation.number_patterns import CHINESE, COMPOUND, MENTION, SCALES
 from twintune.evaluation.numerals import read_numeral
 
+LONGEST = 1000  # characters: a model that loops may write more digits than Python reads (4,300)
 DIGITS = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 MARK = re.compile(rf"(%|percent|per cent)$|({'|'.join(map(str.strip, SCALES))})$", re.IGNORECASE)
 NEGATIVE = re.compile(r"^(?:-|负|negative|minus)", re.IGNORECASE)
@@ -54,9 +55,9 @@ def find_numbers(text: str) -> list[Number | None]:
 
 
 def _read(match: re.Match[str]) -> Number | None:
-    if match["nothing"]:
-        return None
     text = match.group()
+    if match["nothing"] or len(text) > LONGEST:
+        return None
     if match.re is CHINESE:
         return _read_chinese(text)
     if re.fullmatch(COMPOUND, text):
@@ -67,10 +68,8 @@ def _read(match: re.Match[str]) -> Number | None:
 def _read_digits(text: str) -> Number | None:
     mark = _mark(text)
     digits = [Fraction(part) for part in DIGITS.findall(text.replace(",", ""))]
-    if "分之" in text and "又" not in text and not text.lstrip("负- ").startswith("百"):
-        digits.reverse()
-    if "又" in text and "分之" in text:
-        digits[1], digits[2] = digits[2], digits[1]
+    if "分之" in text and mark != "%":  # 3分之2 names what is below first
+        digits[-2:] = digits[-1], digits[-2]
     if len(digits) == 1:
         value = digits[0]
     elif not digits[-1]:

@@ -10,9 +10,12 @@ SIGNS = {"−": "-", "﹣": "-", "‐": "-", "‑": "-", "–": "-", "—": "-",
 SPACES = {"\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ", "\u200b": ""}
 TABLE = str.maketrans({chr(code): chr(other) for code, other in FULL_WIDTH.items()} | SIGNS | SPACES) | KEPT
 
+VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
 WRAPPERS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox)\s*\{([^{}]*)\}")
 FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 COMMANDS = (
+    (re.compile(r"[^\S\n]+"), " "),
+    (re.compile(r" ?\n[ \n]*"), "\n"),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr|quad|qquad)(?![A-Za-z])"), ""),
     (re.compile(r"\\[,;:!]|\\ "), " "),
@@ -34,22 +37,19 @@ def plain(text: str) -> str:
 
     `\boxed{...}` stays, for it marks an answer.
     """
-    text = "".join(_vulgar_fraction(character) for character in text.translate(TABLE))
+    text = VULGAR_FRACTION.sub(_vulgar_fraction, text.translate(TABLE))
     for pattern, plainer in COMMANDS:
         text = pattern.sub(plainer, text)
     before = ""
-    while before != text:  # from the innermost braces outwards
+    while before != text and "\\" in text:  # from the innermost braces outwards
         before = text
         text = FRACTION.sub(_fraction, WRAPPERS.sub(r"\1", text))
     return text
 
 
-def _vulgar_fraction(character: str) -> str:
-    """½ as ((1)/(2)); every other character as it is."""
-    if not unicodedata.decomposition(character).startswith("<fraction>"):
-        return character
-    above, _, below = unicodedata.normalize("NFKC", character).partition("⁄")
-    return f"(({above})/({below}))" if below else character
+def _vulgar_fraction(match: re.Match[str]) -> str:
+    above, _, below = unicodedata.normalize("NFKC", match.group()).partition("⁄")
+    return f"(({above})/({below}))"
 
 
 def _fraction(match: re.Match[str]) -> str:
