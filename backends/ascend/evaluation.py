@@ -52,7 +52,7 @@ class Evaluator:
             packed_borders(job, job.device).value if job.packed else None,
         )
         self._set_dropout(False)
-        sums = np.array([[float(value.asnumpy()) for value in self._loss(*map(ms.Tensor, rows))] for rows in batches])
+        sums = np.array([[value.asnumpy().item() for value in self._loss(*map(ms.Tensor, rows))] for rows in batches])
         self._set_dropout(True)
         loss, tokens = sums.sum(axis=0)
         return Evaluation(step, loss / tokens, int(tokens), time.perf_counter() - began)

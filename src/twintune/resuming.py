@@ -11,13 +11,11 @@ from twintune.artifacts import MANIFEST, refuse_used_folder, write_json
 from twintune.checkpoints import find_checkpoints
 from twintune.converters.training_state import read_facts
 from twintune.errors import UserError, raise_collected
-from twintune.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from twintune.training import Run
 
 STARTED = "started.json"
-RECIPE = "recipe.yaml"
 # What decides no number of the training, and may differ where a run goes on.
 FREE = (
     "evaluate",
@@ -41,12 +39,15 @@ FREE = (
 
 
 def write_started(run: "Run") -> None:
-    """Write what must be the same where this run goes on, besides its recipe."""
+    """Write what must be the same where this run goes on: the first file of a run folder."""
     write_json(run.job.output_dir / STARTED, _facts(run))
 
 
 def _facts(run: "Run") -> dict[str, Any]:
-    return {"rows_fingerprint": run.prepared.summary.fingerprint, "dtype": run.dtype.value}
+    """What decides the numbers of a run, by name."""
+    recipe = dict(_flattened(run.recipe.model_dump(mode="json")))
+    deciding = {key: value for key, value in recipe.items() if not key.startswith(FREE)}
+    return deciding | {"rows": run.prepared.summary.fingerprint, "backend.dtype": run.dtype.value}
 
 
 def go_on(run: "Run") -> "tuple[Run, str]":
@@ -58,17 +59,15 @@ def go_on(run: "Run") -> "tuple[Run, str]":
         UserError: if the folder holds something else, a run that has ended, or one of another recipe or rows.
     """
     folder = run.job.output_dir
+    for half_written in folder.glob(".*.part"):
+        shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
     if not (folder / STARTED).is_file():
         refuse_used_folder(folder)
         return run, f"nothing to resume in {folder}: starts at the first step"
     if (folder / MANIFEST).is_file():
-        raise UserError(
-            f"{folder}: --resume must find a run that was stopped, got one that has ended; name a new folder"
-        )
+        raise UserError(f"{folder}: --resume must find a stopped run, got one that has ended; name a new folder")
     raise_collected(_differences(run, folder))
     shutil.rmtree(folder / "adapter", ignore_errors=True)
-    for half_written in folder.glob(".*.part"):
-        shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
     checkpoints = find_checkpoints(folder)
     if not checkpoints:
         shutil.rmtree(folder)
@@ -80,23 +79,13 @@ def go_on(run: "Run") -> "tuple[Run, str]":
 
 
 def _differences(run: "Run", folder: Path) -> Iterator[str]:
-    started = json.loads((folder / STARTED).read_text(encoding="utf-8"))
-    for name, now in _facts(run).items():
-        if started.get(name) != now:
-            yield f"{folder}: {name} must be that of the run, {started.get(name)}, to resume it, got {now}"
-    before, now = _plain(load_recipe(folder / RECIPE)), _plain(run.recipe)
+    before, now = json.loads((folder / STARTED).read_text(encoding="utf-8")), _facts(run)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             yield (
                 f"{folder}: {key} must be that of the run, {before.get(key)!r}, to resume it, got {now.get(key)!r}; "
                 "use the run's own recipe.yaml, or train into a new folder"
             )
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """The values of a recipe that decide numbers, by section.key."""
-    flat = dict(_flattened(recipe.model_dump(mode="json")))
-    return {key: value for key, value in flat.items() if not key.startswith(FREE)}
 
 
 def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
