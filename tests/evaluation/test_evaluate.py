@@ -262,6 +262,7 @@ def test_the_validation_share_is_asked_where_no_test_is_named(
     assert f"questions: {total}, from data.val_size: 0.5 of data.train" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(missing_packages("cuda")), reason="computes with torch")
 def test_a_real_model_is_scored_on_every_backend_that_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_smallest_recipe(tmp_path)
