@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from twintune.answering import check_votes
 from twintune.chat import Question
 from twintune.errors import UserError
 from twintune.evaluation.answers import final_answer
@@ -82,3 +83,12 @@ def test_what_would_draw_the_same_again_is_refused(
 def test_one_greedy_text_is_a_vote_too() -> None:
     (cast,) = vote(Script({"q": ["7"]}), ["q"], 1, Sampling(8), final_answer, 0)
     assert cast == Vote("7", {"7": 1}, 0, 1, ("7",))
+
+
+def test_flags_of_generate_that_do_not_go_with_votes_are_refused() -> None:
+    with pytest.raises(UserError, match="--retries must come with --vote, got 2 without it"):
+        check_votes(None, 2, Sampling(4))
+    with pytest.raises(UserError, match="--num-return-sequences must be left out with --vote"):
+        check_votes(3, 0, Sampling(4, temperature=1.0, num_return_sequences=2))
+    with pytest.raises(UserError, match="temperature must be above 0"):
+        check_votes(3, 0, Sampling(4))

@@ -17,7 +17,6 @@ from twintune.backends import Lora, missing_packages
 from twintune.cli import main
 from twintune.converters.adapter import write_adapter
 from twintune.converters.tokens import load_tokenizer
-from twintune.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 GOLDS = ["3", "4", "3", "答案是 3。", "5", "3", "3"]
@@ -288,15 +287,3 @@ def test_votes_of_generate_are_printed(
     main_with(*asked, "--temperature", "0.0001", "--json")
     told = json.loads(capsys.readouterr().out)
     assert (told["prompt"], told["answer"], told["distribution"], told["tied"]) == ("1 + 2 = ?", "3", {"3": 3}, [])
-
-
-def test_flags_of_generate_that_do_not_go_with_votes_are_refused(work: Path) -> None:
-    from twintune.answering import check_votes
-    from twintune.generation import Sampling
-
-    with pytest.raises(UserError, match="--retries must come with --vote, got 2 without it"):
-        check_votes(None, 2, Sampling(4))
-    with pytest.raises(UserError, match="--num-return-sequences must be left out with --vote"):
-        check_votes(3, 0, Sampling(4, temperature=1.0, num_return_sequences=2))
-    with pytest.raises(UserError, match="temperature must be above 0"):
-        check_votes(3, 0, Sampling(4))
