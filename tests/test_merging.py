@@ -186,7 +186,7 @@ def test_adapters_that_peft_made_merge_as_peft_does(tmp_path: Path, base: Path) 
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save must be None"),
+        ({"modules_to_save": ["score"]}, "modules_to_save must be a list of embed_tokens, lm_head"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern must be {}"),
         ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern must be {}"),
         ({"use_dora": True}, "use_dora must be False"),

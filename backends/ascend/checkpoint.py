@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from twintune.backends import TrainJob
 from twintune.backends.ascend.parameters import put_in, to_numpy
 from twintune.backends.matching import check_matrices
-from twintune.converters.names import adapter_names
+from twintune.converters.saved_modules import trained_names
 from twintune.converters.training_state import TrainingState, read_checkpoint, write_checkpoint
 from twintune.models import read_model_config
 from twintune.optimizers import moment_names
@@ -51,7 +51,7 @@ def resume(job: TrainJob, adapter: Mapping[str, Any], optimizer: Any) -> None:
 def _moments(job: TrainJob, optimizer: Any) -> dict[str, Any]:
     """The optimizer's parameters by torch's name of the moment and PEFT's of the matrix."""
     own = {parameter.name: parameter for parameter in optimizer.get_parameters()}
-    names = adapter_names(read_model_config(job.model), job.lora.target_modules)
+    names = trained_names(read_model_config(job.model), job.lora)
     return {
         f"{moment}.{name}": own[f"{PREFIXES[moment]}.{ours}"]
         for name, ours in names.items()

@@ -21,7 +21,7 @@ from twintune.backends.ascend.profile import compiled_length, packed_borders, tr
 from twintune.backends.ascend.runtime import start
 from twintune.converters.adapter import write_adapter
 from twintune.converters.base_checkpoint import base_checkpoint
-from twintune.converters.names import adapter_names
+from twintune.converters.saved_modules import trained_names
 from twintune.errors import UserError
 from twintune.models import read_model_config
 
@@ -115,7 +115,7 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
         self.adapter = self._adapter()
 
     def _by_peft_name(self) -> dict[str, Any]:
-        names = adapter_names(read_model_config(self.job.model), self.job.lora.target_modules)
+        names = trained_names(read_model_config(self.job.model), self.job.lora)
         return {name: self.parameters[ours] for name, ours in names.items()}
 
     def _adapter(self) -> dict[str, NDArray[np.float32]]:
