@@ -49,7 +49,7 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
     write_smallest_recipe(tmp_path)
     environment = os.environ | {"TWINTUNE_CACHE": str(tmp_path / "cache")}
     ran = [shlex.split(command) for command in commands() if command.startswith("twintune ")]
-    assert len(ran) == 13
+    assert len(ran) == 17
     for _, *arguments in ran:
         command = [sys.executable, "-m", "twintune", *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
