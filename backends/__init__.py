@@ -60,6 +60,24 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class PrefixTuning:
+    """Keys and values before every layer's first token (Liu et al. 2022, P-tuning v2, arXiv:2110.07602).
+
+    Attributes:
+        encoder_hidden_size: of the network that makes them of one embedding; None trains them as they are.
+        num_layers: of the model.
+        num_attention_heads: that a layer has keys and values for.
+        token_dim: numbers in the keys of one token and layer, over all of its heads.
+    """
+
+    num_virtual_tokens: int
+    encoder_hidden_size: int | None
+    num_layers: int
+    num_attention_heads: int
+    token_dim: int
+
+
+@dataclass(frozen=True)
 class Quantization:
     """The decoder's frozen linear layers as NF4 codes, as bitsandbytes keeps them (Dettmers et al. 2023)."""
 
@@ -136,6 +154,7 @@ class TrainJob:
         row_length: tokens of the longest row; a fixed-shape backend pads to it (or a little above).
         initial_adapter: PEFT folder; both backends start from these very numbers.
         output_dir: where the backend writes `adapter/` and what its framework leaves.
+        adapter: what is trained.
         seed: for what only the backend draws (dropout).
         overrides: framework keys laid over what the backend generates; empty for cuda.
         packed: whether rows hold several conversations, of which none may see another.
@@ -157,7 +176,7 @@ class TrainJob:
     pad_token_id: int
     initial_adapter: Path
     output_dir: Path
-    lora: Lora
+    adapter: Lora | PrefixTuning
     optimizer: Optimizer
     schedule: Schedule
     device: str
@@ -174,6 +193,13 @@ class TrainJob:
     save_only_model: bool = False
     resume_from: Path | None = None
     steps_done: int = 0
+
+    @property
+    def lora(self) -> Lora:
+        """The adapter where nothing but LoRA can be. Raises TypeError for another one."""
+        if not isinstance(self.adapter, Lora):
+            raise TypeError(f"the adapter must be LoRA here, got {self.adapter}")
+        return self.adapter
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after a step."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.artifacts import new_folder, write_json
-from twintune.backends import Lora
+from twintune.backends import Lora, PrefixTuning
 from twintune.converters.adapter_settings import (
     CONFIG,
     effective_alpha,
@@ -19,6 +19,15 @@ from twintune.converters.adapter_settings import (
     saved_modules_of,
 )
 from twintune.converters.names import LINEAR_MODULES, linear_shapes
+from twintune.converters.prefix_adapter import (
+    is_prefix,
+    make_initial_prefix,
+    prefix_settings,
+    read_prefix,
+    read_prefix_config,
+    read_prefix_to_train,
+    write_prefix,
+)
 from twintune.converters.saved_modules import PEFT_PREFIX, saved_shapes, saved_weights, trained_name
 from twintune.errors import UserError, raise_collected
 
@@ -49,30 +58,67 @@ def make_initial_adapter(config: Mapping[str, Any], lora: Lora, seed: int) -> di
     return tensors
 
 
-def write_initial_adapter(folder: Path, model: Path, config: Mapping[str, Any], lora: Lora, seed: int) -> None:
-    """Write the adapter that both backends start from: matrices by seed, and the base's own weights of whole modules.
+def write_initial_adapter(
+    folder: Path, model: Path, config: Mapping[str, Any], adapter: Lora | PrefixTuning, seed: int
+) -> None:
+    """Write the adapter that both backends start from: numbers by seed, and the base's own weights of whole modules.
 
     Args:
         folder: a new one.
         model: Hugging Face folder.
         config: its checked config.json.
-        lora: the adapter's settings.
-        seed: see make_initial_adapter.
+        adapter: its settings.
+        seed: see make_initial_adapter and make_initial_prefix.
 
     Raises:
         UserError: what write_adapter and saved_weights raise.
     """
-    tensors = make_initial_adapter(config, lora, seed) | dict(saved_weights(model, config, lora.modules_to_save))
-    write_adapter(folder, tensors, lora, str(model))
+    if isinstance(adapter, PrefixTuning):
+        tensors = make_initial_prefix(adapter, seed)
+    else:
+        whole = dict(saved_weights(model, config, adapter.modules_to_save))
+        tensors = make_initial_adapter(config, adapter, seed) | whole
+    write_adapter(folder, tensors, adapter, str(model))
 
 
-def write_adapter(folder: Path, tensors: Mapping[str, NDArray[np.float32]], lora: Lora, base_model: str) -> None:
+def write_adapter(
+    folder: Path, tensors: Mapping[str, NDArray[np.float32]], adapter: Lora | PrefixTuning, base_model: str
+) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`, loadable by PeftModel.from_pretrained."""
     from safetensors.numpy import save_file
 
     with new_folder(folder) as aside:
-        save_file(dict(sorted(tensors.items())), aside / WEIGHTS, metadata={"format": "pt"})
-        write_json(aside / CONFIG, _peft_config(lora, base_model))
+        if isinstance(adapter, PrefixTuning):
+            write_prefix(aside, adapter, tensors, WEIGHTS)
+            write_json(aside / CONFIG, prefix_settings(adapter, base_model))
+        else:
+            save_file(dict(sorted(tensors.items())), aside / WEIGHTS, metadata={"format": "pt"})
+            write_json(aside / CONFIG, _peft_config(adapter, base_model))
+
+
+def check_adapter_settings(folder: Path) -> None:
+    """Refuse an adapter folder that no backend answers with, by its adapter_config.json alone.
+
+    Raises:
+        UserError: what read_adapter_config and read_prefix_config raise.
+    """
+    if is_prefix(folder):
+        read_prefix_config(folder)
+    else:
+        read_adapter_config(folder)
+
+
+def read_any_adapter(
+    folder: Path, *, to_train: bool = False
+) -> tuple[Lora | PrefixTuning, dict[str, NDArray[np.float32]]]:
+    """As read_adapter, for either kind; `to_train` gives the parameters that training goes on from.
+
+    Raises:
+        UserError: what read_adapter and read_prefix raise.
+    """
+    if not is_prefix(folder):
+        return read_adapter(folder)
+    return read_prefix_to_train(folder, WEIGHTS) if to_train else read_prefix(folder, WEIGHTS)
 
 
 def _peft_config(lora: Lora, base_model: str) -> dict[str, Any]:

@@ -62,6 +62,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: the adapter's settings must be JSON, got: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: the adapter's settings must be a JSON object, got {type(config).__name__}")
+    if config.get("peft_type") == "PREFIX_TUNING":
+        raise UserError(
+            f"{path}: peft_type must be 'LORA' here, got 'PREFIX_TUNING'; a prefix cannot be merged, exported or "
+            "compared: use its folder as it is with --backend cuda or PeftModel.from_pretrained"
+        )
     raise_collected(f"{path}: {problem}" for problem in _problems(config))
     return config
 

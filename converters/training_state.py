@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.artifacts import changed_files, new_folder, read_sealed, sha256_file, write_sealed
-from twintune.backends import Lora
-from twintune.converters.adapter import read_adapter, write_adapter
+from twintune.backends import Lora, PrefixTuning
+from twintune.converters.adapter import read_any_adapter, write_adapter
 from twintune.errors import UserError, raise_collected
 
 STATE = "trainer_state.json"
@@ -38,8 +38,8 @@ class TrainingState:
 
 def write_checkpoint(
     folder: Path,
-    adapter: Mapping[str, NDArray[np.float32]],
-    lora: Lora,
+    tensors: Mapping[str, NDArray[np.float32]],
+    adapter: Lora | PrefixTuning,
     base_model: str,
     state: TrainingState,
     *,
@@ -49,7 +49,7 @@ def write_checkpoint(
     from safetensors.numpy import save_file
 
     with new_folder(folder, mark="checkpoint") as aside:
-        write_adapter(aside, adapter, lora, base_model)
+        write_adapter(aside, tensors, adapter, base_model)
         if not only_model:
             generators = {f"{GENERATOR}{name}": generator for name, generator in state.generators.items()}
             save_file({**state.optimizer, **generators}, aside / TENSORS)
@@ -70,7 +70,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, NDArray[np.float32]], Train
             f"{folder}: a checkpoint to resume from must hold {TENSORS}, got the adapter alone "
             "(train.save_only_model: true); train again without it"
         )
-    _, adapter = read_adapter(folder)
+    _, adapter = read_any_adapter(folder, to_train=True)
     tensors = _read_tensors(folder / TENSORS)
     generators = {name.removeprefix(GENERATOR): array for name, array in tensors.items() if name.startswith(GENERATOR)}
     optimizer = {name: array for name, array in tensors.items() if not name.startswith(GENERATOR)}

@@ -139,7 +139,7 @@ def make_jobs(folder: Path, rows: Sequence[Row], arguments: argparse.Namespace) 
                 pad_token_id=PAD,
                 initial_adapter=folder / "initial",
                 output_dir=folder,
-                lora=lora,
+                adapter=lora,
                 optimizer=Optimizer(1e-4, 0.0, 0.9, 0.999, 1e-8, 1.0),
                 schedule=Schedule("constant", 0, steps),
                 device="cpu",

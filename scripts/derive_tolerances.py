@@ -152,7 +152,7 @@ def make_job(folder: Path, setting: tuple[int, int, float], dtype: str, seed: in
         pad_token_id=0,
         initial_adapter=folder / "initial",
         output_dir=folder / "run",
-        lora=LORA,
+        adapter=LORA,
         optimizer=Optimizer(rate, 0.01, 0.9, 0.999, 1e-8, 1.0),
         schedule=Schedule("cosine", 3, STEPS),
         device="cpu",

@@ -106,11 +106,11 @@ def make_job(
     """A job of `steps` steps of 2 * accumulation rows in float32 on the CPU; `changes` are TrainJob's fields."""
     model = changes.pop("model", None) or save_tiny_model(folder / "model", family)
     config = json.loads((model / "config.json").read_text())
-    lora = changes.pop("lora", Lora(4, 8, 0.0, layers_of(config)))
+    adapter = changes.pop("adapter", None) or changes.pop("lora", Lora(4, 8, 0.0, layers_of(config)))
     rows = changes.pop("rows", None) or write_rows(folder / "rows", random_rows())
     initial = folder / "initial"
     if "initial_adapter" not in changes:
-        write_initial_adapter(initial, model, config, lora, seed=3)
+        write_initial_adapter(initial, model, config, adapter, seed=3)
     order = np.random.default_rng(2).integers(0, ROWS, size=(steps, accumulation, 2))
     fields: dict[str, Any] = {
         "order": order,
@@ -125,4 +125,4 @@ def make_job(
         "seed": 0,
         "overrides": {},
     }
-    return TrainJob(model=model, rows=rows, lora=lora, **(fields | changes))
+    return TrainJob(model=model, rows=rows, adapter=adapter, **(fields | changes))

@@ -16,7 +16,7 @@ def save(job: TrainJob, model: Any, optimizer: Any, step: int) -> None:
     """Write the checkpoint after a step to `job.checkpoint(step)`."""
     state = TrainingState(step, "cuda", optimizer_state(optimizer, adapter_parameters(model)), _generators(job.device))
     write_checkpoint(
-        job.checkpoint(step), adapter_tensors(model), job.lora, str(job.model), state, only_model=job.save_only_model
+        job.checkpoint(step), adapter_tensors(model), job.adapter, str(job.model), state, only_model=job.save_only_model
     )
 
 

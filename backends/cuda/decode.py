@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from twintune.backends import Quantization
 from twintune.backends.cuda.device import choose_device, choose_dtype
-from twintune.backends.cuda.model import autocast, load_base, put_on_adapter
-from twintune.converters.adapter import read_adapter
+from twintune.backends.cuda.model import autocast, load_base
+from twintune.backends.cuda.prefix import has_prefix, prefix_arguments, put_on_any_adapter, virtual_tokens
+from twintune.converters.adapter import read_any_adapter
 from twintune.errors import UserError
 
 
@@ -33,8 +34,8 @@ def load_language_model(
     dtype = choose_dtype(dtype, device).value
     loaded = load_base(model, device, dtype, quantization)
     if adapter is not None:
-        lora, tensors = read_adapter(adapter)
-        loaded = put_on_adapter(loaded, lora, tensors, adapter).eval()
+        told, tensors = read_any_adapter(adapter)
+        loaded = put_on_any_adapter(loaded, told, tensors, adapter).eval()
     return CudaLanguageModel(loaded, pad_token_id=pad_token_id, device=device, dtype=dtype)
 
 
@@ -43,17 +44,21 @@ class CudaLanguageModel:
 
     def __init__(self, model: Any, *, pad_token_id: int, device: str, dtype: str) -> None:
         self._model = model
+        # PEFT's own forward puts the prefix before every call, a step on a cache included.
+        self._causal = model.get_base_model() if has_prefix(model) else model
+        self._virtual_tokens = virtual_tokens(model)
         self._pad_token_id = pad_token_id
         self._device = device
         self._dtype = dtype
         self._cache: Any = None
-        self._mask: Any = None  # int64 [prompts, tokens so far], 0 on the padding left of a prompt
+        self._mask: Any = None  # int64 [prompts, virtual and other tokens so far], 0 on the padding left of a prompt
 
     def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """Logits of every position, one float32 [length, vocabulary] array a row."""
         ids, mask = self._batch(rows, left=False)
         with torch.inference_mode(), autocast(self._device, self._dtype):
-            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            before = prefix_arguments(self._model, len(rows))
+            logits = self._causal(input_ids=ids, attention_mask=mask, use_cache=False, **before).logits
         return [_to_numpy(logits[number, : len(row)]) for number, row in enumerate(rows)]
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
@@ -64,8 +69,9 @@ class CudaLanguageModel:
         """
         self._require_room(max(map(len, prompts)), max_new_tokens)
         ids, self._mask = self._batch(prompts, left=True)
-        self._cache = None
-        return self._forward(ids, (self._mask.cumsum(dim=1) - 1).clamp(min=0))
+        with torch.inference_mode():
+            self._cache = prefix_arguments(self._model, len(prompts)).get("past_key_values")
+        return self._forward(ids, (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, self._virtual_tokens :])
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token to every row; logits after it, float32 [prompts, vocabulary]."""
@@ -75,7 +81,7 @@ class CudaLanguageModel:
 
     def _forward(self, ids: Any, positions: Any) -> NDArray[np.float32]:
         with torch.inference_mode(), autocast(self._device, self._dtype):
-            output = self._model(
+            output = self._causal(
                 input_ids=ids,
                 attention_mask=self._mask,
                 position_ids=positions,
@@ -87,18 +93,19 @@ class CudaLanguageModel:
         return _to_numpy(output.logits[:, -1])
 
     def _batch(self, rows: Sequence[Sequence[int]], *, left: bool) -> tuple[Any, Any]:
-        """input_ids and attention_mask, int64 [rows, longest], padded on the left or right."""
+        """input_ids [rows, longest], padded on the left or right, and attention_mask with the prefix, int64."""
         longest = max(map(len, rows))
         ids = torch.full((len(rows), longest), self._pad_token_id)
+        prefix = torch.ones((len(rows), self._virtual_tokens), dtype=torch.int64)
         mask = torch.zeros((len(rows), longest), dtype=torch.int64)
         for number, row in enumerate(rows):
             place = slice(longest - len(row), longest) if left else slice(0, len(row))
             ids[number, place] = torch.tensor(row, dtype=torch.int64)
             mask[number, place] = 1
-        return ids.to(self._device), mask.to(self._device)
+        return ids.to(self._device), torch.cat([prefix, mask], dim=1).to(self._device)
 
     def _require_room(self, prompt: int, new: int) -> None:
-        positions = self._model.config.max_position_embeddings
+        positions = self._model.config.max_position_embeddings - self._virtual_tokens
         if prompt + new > positions:
             raise UserError(
                 f"generate.max_new_tokens and the prompt must fit the model's {positions} positions, "

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from twintune.backends.cuda.prefix import prefix_arguments
 from twintune.converters.rows import IGNORED, Row
 from twintune.errors import UserError
 
@@ -42,8 +43,8 @@ def token_losses(model: Any, input_ids: Any, labels: Any, attention: Mapping[str
     and without a mask torch takes its causal kernel. `attention` holds the borders of packed conversations.
     """
     causal = model.get_base_model()
-    decoder = causal.get_decoder()
-    hidden = decoder(input_ids=input_ids, use_cache=False, **attention).last_hidden_state  # [rows, length, hidden]
+    arguments = {"input_ids": input_ids, "use_cache": False, **attention, **prefix_arguments(model, len(input_ids))}
+    hidden = causal.get_decoder()(**arguments).last_hidden_state  # [rows, length, hidden]
     targets = labels[:, 1:]
     trained = targets != IGNORED
     logits = causal.get_output_embeddings()(hidden[:, :-1][trained])  # [trained tokens, vocabulary]

@@ -16,6 +16,7 @@ from twintune.converters.saved_modules import PEFT_PREFIX, require_own_head
 from twintune.errors import UserError, raise_collected
 
 WHOLE = ".modules_to_save.default."  # PEFT's copy of a module that is trained whole
+PREFIX = "prompt_encoder."  # opens the names of all that prefix tuning trains
 
 
 def load_base(folder: Path, device: str, dtype: str, quantization: Quantization | None = None) -> Any:
@@ -90,7 +91,7 @@ def put_on_adapter(base: Any, lora: Lora, tensors: Mapping[str, NDArray[np.float
     Raises:
         UserError: for every name or shape in which `source` and the model differ, and as require_own_head.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     config = LoraConfig(
         r=lora.r,
@@ -101,16 +102,23 @@ def put_on_adapter(base: Any, lora: Lora, tensors: Mapping[str, NDArray[np.float
         task_type="CAUSAL_LM",
     )
     require_own_head(lora.modules_to_save, base.config.tie_word_embeddings)
+    model = wrap(base, config)
+    for parameter in adapter_parameters(model).values():
+        parameter.data = parameter.data.float()  # PEFT leaves whole modules in the base's dtype
+    put_in_adapter(model, tensors, str(source))
+    return model
+
+
+def wrap(base: Any, config: Any) -> Any:
+    """A base model in PEFT's wrapper, as one of PEFT's configurations says."""
+    from peft import get_peft_model
+
     with warnings.catch_warnings():
         # peft 0.18 takes every architecture that can be tied for tied
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
         # peft 0.21 asks transformers 5 for gradient checkpointing by its old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        model = get_peft_model(base, config)
-    for parameter in adapter_parameters(model).values():
-        parameter.data = parameter.data.float()  # PEFT leaves whole modules in the base's dtype
-    put_in_adapter(model, tensors, str(source))
-    return model
+        return get_peft_model(base, config)
 
 
 def put_in_adapter(model: Any, tensors: Mapping[str, NDArray[np.float32]], source: str) -> None:
@@ -132,9 +140,9 @@ def put_in(parameter: Any, tensor: NDArray[np.float32]) -> None:
 
 
 def adapter_parameters(model: Any) -> dict[str, Any]:
-    """The trained parameters of a PEFT model by the names its file has: LoRA matrices, weights of whole modules."""
+    """The trained parameters of a PEFT model: LoRA matrices, whole modules, or a prefix, by PEFT's names."""
     return {
-        name.replace(WHOLE, ".").replace(".default.weight", ".weight"): parameter
+        name.replace(WHOLE, ".").replace(".default.weight", ".weight").replace(f"{PREFIX}default.", PREFIX): parameter
         for name, parameter in model.named_parameters()
         if _is_trained(name)
     }
@@ -150,11 +158,11 @@ def base_parameters(model: Any) -> dict[str, Any]:
 
 
 def _is_trained(name: str) -> bool:
-    return ".lora_A." in name or ".lora_B." in name or WHOLE in name
+    return ".lora_A." in name or ".lora_B." in name or WHOLE in name or name.startswith(PREFIX)
 
 
 def adapter_tensors(model: Any) -> dict[str, NDArray[np.float32]]:
-    """All trained parameters as float32 NumPy arrays by PEFT file name, A [r, in] and B [out, r]."""
+    """All trained parameters as float32 NumPy arrays by PEFT's names, A [r, in] and B [out, r]."""
     return {name: to_numpy(parameter) for name, parameter in adapter_parameters(model).items()}
 
 

@@ -21,13 +21,13 @@ from twintune.backends.cuda.model import (
     adapter_tensors,
     autocast,
     load_base,
-    put_on_adapter,
     recompute_activations,
 )
 from twintune.backends.cuda.optimizer import make_optimizer, set_learning_rate
 from twintune.backends.cuda.packed import choose_attention, set_attention
+from twintune.backends.cuda.prefix import put_on_any_adapter
 from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
-from twintune.converters.adapter import read_adapter, write_adapter
+from twintune.converters.adapter import read_any_adapter, write_adapter
 from twintune.converters.rows import Row
 from twintune.errors import UserError
 from twintune.schedule import learning_rates
@@ -54,13 +54,13 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     for step in optimizer_steps(job, model, optimizer):
         watcher.step(step)
         if step.step in job.snapshot_steps:
-            write_adapter(job.snapshot(step.step), adapter_tensors(model), job.lora, str(job.model))
+            write_adapter(job.snapshot(step.step), adapter_tensors(model), job.adapter, str(job.model))
         if step.step in job.evaluation_steps:
             watcher.evaluated(evaluate(job, model, step.step))
         if step.step in job.checkpoint_steps:
             save(job, model, optimizer, step.step)
             watcher.saved(step.step)
-    write_adapter(adapter, adapter_tensors(model), job.lora, str(job.model))
+    write_adapter(adapter, adapter_tensors(model), job.adapter, str(job.model))
 
 
 def on_this_machine(job: TrainJob) -> TrainJob:
@@ -71,11 +71,11 @@ def on_this_machine(job: TrainJob) -> TrainJob:
 
 def load_for_training(job: TrainJob) -> Any:
     """The base model with the job's initial adapter on it; only the adapter has gradients."""
-    _, tensors = read_adapter(job.initial_adapter)
+    _, tensors = read_any_adapter(job.initial_adapter, to_train=True)
     base = load_base(job.model, job.device, job.dtype, job.quantization)
     if job.gradient_checkpointing:
         recompute_activations(base)
-    model = put_on_adapter(base, job.lora, tensors, job.initial_adapter)
+    model = put_on_any_adapter(base, job.adapter, tensors, job.initial_adapter)
     with autocast(job.device, job.dtype):
         require_plain_head(model.eval())
     return model.train()

@@ -34,7 +34,7 @@ from twintune.prepare import find_or_prepare
 from twintune.prepared import CONVERSATIONS, Prepared
 from twintune.recipe import LoraSection, ModelSection, Recipe
 from twintune.resizing import trained_model
-from twintune.resuming import RECIPE, write_started
+from twintune.resuming import write_started
 from twintune.run_log import EVALUATIONS, LOG, cut_back, read_evaluations
 from twintune.run_record import Chosen, RunRecord
 from twintune.run_watch import watch_run
@@ -49,6 +49,7 @@ from twintune.schedule import (
 from twintune.tracking import require_packages
 
 FRAMEWORK_MEMORY = "the framework's own buffers come on top, with MindSpore on CPU several GiB"
+RECIPE = "recipe.yaml"
 PACKAGES = ("torch", "peft", "mindspore", "mindformers", "transformers", "tokenizers", "numpy")
 
 
@@ -136,7 +137,7 @@ def _job(
         pad_token_id=prepared.summary.pad_token_id,
         initial_adapter=output_dir / "initial_adapter",
         output_dir=output_dir,
-        lora=lora,
+        adapter=lora,
         optimizer=Optimizer(
             learning_rate=train.learning_rate,
             weight_decay=train.weight_decay,
@@ -257,10 +258,10 @@ def _train(run: Run, keeper: CheckpointKeeper) -> None:
 
 def _write_start(run: Run) -> None:
     job = run.job
+    write_started(run)
     write_initial_adapter(job.initial_adapter, job.model, run.config, job.lora, job.seed)
     run.recipe.save(job.initial_adapter / RECIPE)  # so that the report's answers before training are asked alike
     run.recipe.save(job.output_dir / RECIPE)
-    write_started(run)
 
 
 def _write_manifest(run: Run, best: int | None) -> None:
@@ -319,7 +320,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("trainable parameters", f"{run.trainable_parameters:,} ({_trained(job.lora)})"),
         ("adapter's scale", _scale(run)),
         ("dropout", _dropout(job)),
-        ("the base's own dropout", _base_dropout(run.config)),
+        ("base's dropout", _base_dropout(run.config)),
         ("memory, estimated", f"{estimated_memory(run) / 2**30:.2f} GiB of tensors; {FRAMEWORK_MEMORY}"),
         ("output", str(job.output_dir)),
     ]

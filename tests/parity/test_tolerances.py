@@ -139,5 +139,5 @@ def test_a_wrong_rotary_base_is_far_outside(rounded: Any, script: ModuleType, tm
 
 def test_a_halved_scaling_is_far_outside(rounded: Any, script: ModuleType) -> None:
     dtype, job, measured = rounded
-    halved = replace(job, lora=replace(job.lora, lora_alpha=job.lora.lora_alpha / 2))
+    halved = replace(job, adapter=replace(job.lora, lora_alpha=job.lora.lora_alpha / 2))
     assert measured.excess(script, Measured(script, halved), dtype)["gradient"] > 1.8
