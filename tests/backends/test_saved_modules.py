@@ -37,6 +37,7 @@ ADDED = ("<|user|>", "<|bot|>")
 FIRST_ADDED = 400  # the tokenizer's own ids are below
 ROWS = 448  # 402 tokens, rounded up to a multiple of 64
 STEPS = 12
+RESUMED = 10
 PREFIX = "base_model.model."
 EMBEDDING, HEAD = f"{PREFIX}model.embed_tokens.weight", f"{PREFIX}lm_head.weight"
 PROMPTS = [[400, 7, 90, 401], [400, 33, 401]]
@@ -72,7 +73,7 @@ def train(folder: Path, family: str) -> Trained:
         resized = trained_model(section)
     lora = Lora(4, 8, 0.0, TARGETS[family], ("lm_head", "embed_tokens"))
     rows = write_rows(folder / "rows", rows_with_added_tokens())
-    job = make_job(folder, family, 2, STEPS, model=resized, lora=lora, rows=rows)
+    job = make_job(folder, family, 2, STEPS, model=resized, lora=lora, rows=rows, checkpoint_steps=(RESUMED,))
     recorders = {}
     names: tuple[Name, ...] = ("cuda", "ascend")
     for name in names:
@@ -133,6 +134,19 @@ def test_the_rows_of_the_added_tokens_are_trained(trained: Trained) -> None:
         # No row has these ids: there is no gradient, and weight decay alone shrinks them.
         shrunk = final[EMBEDDING][FIRST_ADDED + 2 :] / initial[EMBEDDING][FIRST_ADDED + 2 :]
         np.testing.assert_allclose(shrunk, shrunk[0, 0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cuda", pytest.param("ascend", marks=needs_mindspore)])
+def test_a_resumed_run_equals_the_unbroken_one(phi: Trained, tmp_path: Path, name: Name) -> None:
+    checkpoint = phi.job.output_dir / name / f"checkpoint-{RESUMED}"
+    job = replace(phi.job, output_dir=tmp_path, resume_from=checkpoint, steps_done=RESUMED, checkpoint_steps=())
+    recorder = Recorder()
+    load_backend(name).train(job, recorder)
+    unbroken = phi.recorders[name].steps[RESUMED:]
+    assert [step.loss for step in recorder.steps] == [step.loss for step in unbroken]
+    _, tensors = read_adapter(tmp_path / "adapter")
+    for key, tensor in phi.tensors(name).items():
+        np.testing.assert_array_equal(tensors[key], tensor, err_msg=key)
 
 
 def peft_logits(trained: Trained, rows: list[list[int]]) -> list[Any]:
