@@ -19,6 +19,7 @@ from twintune.converters.adapter_export import SETTINGS, FileFormat, export_to_m
 from twintune.converters.adapter_settings import CONFIG
 from twintune.converters.mindformers_adapter import read_matrices, write_matrices
 from twintune.converters.names import LINEAR_MODULES, adapter_names
+from twintune.converters.target_modules import layers_of
 from twintune.errors import UserError
 from twintune.exporting import adapter_from_mindformers, adapter_to_mindformers
 from twintune.models import read_model_config
@@ -139,7 +140,7 @@ def test_targets_are_resolved_against_the_model(adapter: Path, tmp_path: Path, t
 
 
 def test_all_linear_is_every_linear_layer_but_the_head(tmp_path: Path, base: Path) -> None:
-    lora = replace(LORA, target_modules=LINEAR_MODULES)
+    lora = replace(LORA, target_modules=layers_of(MODEL))
     write_adapter(tmp_path / "all", trained(lora), lora, str(base))
     change_settings(tmp_path / "all", target_modules="all-linear")
     assert read_adapter_for(tmp_path / "all", MODEL)[0] == lora
