@@ -7,10 +7,11 @@ from typing import Any
 
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import save_chatml_tokenizer, save_sentencepiece_model
+from twintune.converters.target_modules import layers_of
 from twintune.parity.bundle import Bundle
 from twintune.parity.cross import cross
 from twintune.parity.record import Settings, record
-from twintune.recipe import LINEAR_LAYERS, Recipe, load_recipe
+from twintune.recipe import Recipe, load_recipe
 
 STEPS = 50
 VOCABULARY = 400
@@ -41,7 +42,7 @@ class Kind:
     packing: bool = False
     optim: str = "adamw_torch"
     learning_rate: float = 2e-3
-    target_modules: tuple[str, ...] = LINEAR_LAYERS
+    target_modules: tuple[str, ...] = ()  # none: every linear layer
 
 
 KINDS = {
@@ -76,13 +77,14 @@ def write_recipe(folder: Path, kind: Kind) -> Path:
     model = save_tiny_model(folder / "model", kind.family, **(sizes | kind.config))
     (save_chatml_tokenizer if kind.family == "qwen2" else save_sentencepiece_model)(model)
     (folder / "data.json").write_text(json.dumps(CHINESE + ENGLISH, ensure_ascii=False), encoding="utf-8")
+    targets = kind.target_modules or layers_of({"model_type": kind.family})
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         "model: {name_or_path: ./model}\n"
         f"data: {{train: ./data.json, template: {'chatml' if kind.family == 'qwen2' else 'vicuna_v1.1'}, "
         f"cutoff_len: 256, packing: {str(kind.packing).lower()}, preprocessing_num_workers: 1}}\n"
         "lora: {r: 8, lora_alpha: 16, lora_dropout: 0.0, "
-        f"target_modules: [{', '.join(kind.target_modules)}]}}\n"
+        f"target_modules: [{', '.join(targets)}]}}\n"
         f"train: {{per_device_train_batch_size: 2, gradient_accumulation_steps: {kind.accumulation}, "
         f"max_steps: {STEPS}, learning_rate: {kind.learning_rate}, warmup_ratio: 0.05, weight_decay: 0.01, "
         f"optim: {kind.optim}, max_grad_norm: 0.5, seed: 0}}\n",
