@@ -136,7 +136,8 @@ def _print_merge(done: "Merge") -> None:
     check = done.check
     for name, choice in done.choices.items():
         print(f"{name}: {choice.value} ({choice.reason})")
-    print(f"merged: {done.layers} layers, r {done.lora.r}, scaling {done.lora.lora_alpha / done.lora.r:g}")
+    whole = "".join(f", {module} replaced whole" for module in done.lora.modules_to_save)
+    print(f"merged: {done.layers} layers, r {done.lora.r}, scaling {done.lora.lora_alpha / done.lora.r:g}{whole}")
     print(
         f"logits, merged against adapter, {check.positions} positions: largest difference "
         f"{check.largest_difference:.1e} (limit {check.tolerance:.1e}), mean {check.mean_difference:.1e} "

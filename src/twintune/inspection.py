@@ -18,12 +18,12 @@ from twintune.converters.lint import Finding, lint
 from twintune.converters.packing import pack
 from twintune.converters.rows import IGNORED, Row
 from twintune.converters.tokenizer import Tokenizer
-from twintune.models import resolve_model
 from twintune.origin import load_origin
 from twintune.parts import RECORDS
 from twintune.prepare import find_or_prepare
 from twintune.prepared import ARROW, CONVERSATIONS, MINDRECORD, REJECTED, Prepared, Summary
 from twintune.recipe import Recipe
+from twintune.resizing import trained_model
 
 BARS = 12  # of the length histogram
 WORST = 3  # examples of each kind
@@ -101,7 +101,7 @@ def inspect_recipe(recipe: Recipe, first: int) -> Inspection:
     prepared = find_or_prepare(recipe.model_copy(update={"data": data}), origin)
     tokenizer, template = origin.maker.tokenizer, origin.maker.template
     rows = list(islice(read_rows(prepared.folder), LINTED))
-    findings = lint(tokenizer, template, resolve_model(recipe.model), prepared.summary, rows)
+    findings = lint(tokenizer, template, trained_model(recipe.model), prepared.summary, rows)
     return inspect(prepared, recipe.data.cutoff_len, template.name, tokenizer, findings, first)
 
 
