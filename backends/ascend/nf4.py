@@ -30,7 +30,8 @@ class NF4Product(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         self.shape = shape
         self.block_size = block_size
         self.dtype = dtype
-        self.code_book = ms.Tensor(CODE_BOOK)
+        byte = np.arange(256)
+        self.pairs = ms.Tensor(CODE_BOOK[np.stack((byte // 16, byte % 16), axis=-1)])  # both numbers of a byte
         self.times_transposed = ops.MatMul(transpose_b=True)
         self.times = ops.MatMul()
 
@@ -41,10 +42,7 @@ class NF4Product(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
 
     def weight(self, codes: ms.Tensor, absmax: ms.Tensor) -> ms.Tensor:
         """The dequantized weight, [out, in] in `dtype`."""
-        pairs = ops.cast(codes, ms.int32)
-        high = pairs // 16
-        indices = ops.stack((high, pairs - high * 16), -1)
-        blocks = ops.gather(self.code_book, indices, 0).reshape(-1, self.block_size)
+        blocks = ops.gather(self.pairs, ops.cast(codes, ms.int32), 0).reshape(-1, self.block_size)
         return ops.cast(blocks * ops.expand_dims(absmax, 1), self.dtype).reshape(self.shape)
 
     def bprop(
