@@ -37,6 +37,7 @@ from twintune.converters.tokens import load_tokenizer
 from twintune.models import embedded_model
 from twintune.recipe import LINEAR_LAYERS
 from twintune.training import versions
+from twintune.watchers import QuietWatcher
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -47,14 +48,11 @@ PAD = 0  # the pad's token id after renumbered()
 PADDED, LONGEST, PACKED = RECIPES = ("padded to cutoff_len", "padded to the longest", "packed")
 
 
-class Watch:
-    """A Watcher that keeps the steps."""
+class Watch(QuietWatcher):
+    """Keeps the steps."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
-
-    def status(self, text: str) -> None:
-        """Phases are not measured."""
 
     def step(self, step: Step) -> None:
         """Keep it."""

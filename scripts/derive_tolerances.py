@@ -52,6 +52,7 @@ from twintune.parity.pair import largest, relative_largest, relative_norm
 from twintune.parity.probe_adapters import with_random_b, without_b
 from twintune.recipe import LINEAR_LAYERS
 from twintune.training import versions
+from twintune.watchers import QuietWatcher
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden" / "tolerances.json"
 REPEATS, STEPS = 8, 50
@@ -85,15 +86,15 @@ class Record:
     merged: float  # relative difference of logits
 
 
-class Steps(list[Step]):
-    """A Watcher that keeps the steps."""
+class Steps(QuietWatcher):
+    """Keeps the steps."""
 
-    def status(self, text: str) -> None:
-        """Phases are not measured."""
+    def __init__(self) -> None:
+        self.kept: list[Step] = []
 
     def step(self, step: Step) -> None:
         """Keep it."""
-        self.append(step)
+        self.kept.append(step)
 
 
 def draw_weights(config: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[np.float64]]]:
@@ -192,7 +193,7 @@ def record(backend: str, job: TrainJob) -> Record:
         forward=forward,
         row_losses=gradients.row_losses / gradients.row_tokens,
         gradients=gradients.gradients,
-        steps=watcher,
+        steps=watcher.kept,
         one_step={name: array - initial[name] for name, array in one_step.items()},
         adapter=final,
         same_adapter=shared,

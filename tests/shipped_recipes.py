@@ -47,6 +47,6 @@ def train_everywhere(recipe: Path, work: Path, *overrides: str, loss: float = LO
     assert len(lines_of(first / "log.jsonl")) == 2
     for name in ("log.jsonl", "evaluation.jsonl"):
         if (first / name).exists():
-            series = [[line["loss"] for line in lines_of(folder / name)] for folder in (first, last)]
-            np.testing.assert_allclose(*series, rtol=0, atol=loss)
+            one, other = ([line["loss"] for line in lines_of(folder / name)] for folder in (first, last))
+            np.testing.assert_allclose(one, other, rtol=0, atol=loss)
     return runs

@@ -78,7 +78,7 @@ def test_belle_school_math_llama_7b(work: Path, capsys: pytest.CaptureFixture[st
 
 
 QUESTIONS = ["你是谁？", "1 + 1 = ?"]
-ASKED = ["generate.sample_prompts=[你是谁？, 1 + 1 = ?]", "generate.max_new_tokens=3"]
+ASKED = ["generate.sample_prompts=['你是谁？', '1 + 1 = ?']", "generate.max_new_tokens=3"]
 
 
 def test_huanhuan_qwen2_1_5b(work: Path) -> None:

@@ -24,7 +24,8 @@ class EvaluationLoss(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
 
     def construct(self, *rows: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """As the network gives them, scalars."""
-        return self.network(*rows)
+        losses, tokens = self.network(*rows)
+        return losses, tokens
 
 
 class Evaluator:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from twintune.artifacts import new_folder
-from twintune.backends import Evaluation, Step
+from twintune.backends import Evaluation
 from twintune.converters.adapter import WEIGHTS
 from twintune.converters.adapter_settings import CONFIG
+from twintune.watchers import QuietWatcher
 
 NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -34,8 +35,8 @@ def take_adapter(checkpoint: Path, adapter: Path) -> None:
     adapter.with_name(".adapter").rename(adapter)
 
 
-class CheckpointKeeper:
-    """A Watcher that deletes old checkpoints: the best and the newest stay in any case.
+class CheckpointKeeper(QuietWatcher):
+    """Deletes old checkpoints: the best and the newest stay in any case.
 
     Args:
         run_folder: where they are.
@@ -47,12 +48,6 @@ class CheckpointKeeper:
         self.run_folder = run_folder
         self.save_total_limit = save_total_limit
         self.losses = dict(losses)
-
-    def status(self, text: str) -> None:
-        """Nothing: no checkpoint comes of it."""
-
-    def step(self, step: Step) -> None:
-        """Nothing: no checkpoint comes of it."""
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Remember how good the next checkpoint is."""

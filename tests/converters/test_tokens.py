@@ -3,6 +3,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,9 +172,7 @@ def test_pad_is_chosen_once_with_its_reason(
         ({"eos_token": None}, None, r"must have an eos token.*tokenizer_config\.json"),
     ],
 )
-def test_unfit_tokens_are_refused(
-    tmp_path: Path, tokens: dict[str, str | None], asked: str | None, message: str
-) -> None:
+def test_unfit_tokens_are_refused(tmp_path: Path, tokens: dict[str, Any], asked: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_tokenizer(save_chatml_tokenizer(tmp_path, **tokens), pad_token=asked)
 

@@ -18,8 +18,8 @@ def in_network(change: Callable[[Any], None]) -> Callable[[Patch], None]:
 
         load = model._from_pretrained
 
-        def loaded(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
-            network, report = load(folder, dtype)
+        def loaded(*arguments: Any) -> tuple[Any, dict[str, Any]]:
+            network, report = load(*arguments)
             import torch
 
             with torch.no_grad():
