@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from twintune.backends import Choice, choose_backend, load_backend
-from twintune.converters.adapter_settings import read_adapter_config
+from twintune.converters.adapter import check_adapter_settings
 from twintune.converters.conversation import Message
 from twintune.converters.encoding import encode_segments
 from twintune.converters.templates import OWN_TEMPLATE, Template, load_template
@@ -83,14 +83,14 @@ def load_chat(
     """
     _require_known("device", device, get_args(DeviceName))
     _require_known("dtype", dtype, get_args(DtypeName))
+    chosen = choose_backend(backend)
     if adapter is not None:
-        read_adapter_config(adapter)
+        check_adapter_settings(adapter, chosen.value)
     recipe = adapter_recipe(adapter)
     section = model if isinstance(model, ModelSection) else model_section(recipe, model)
     folder = trained_model(section)
     tokenizer = load_tokenizer(folder, section.pad_token, added_tokens=section.added_tokens)
     name = _choose_template(template, recipe, tokenizer)
-    chosen = choose_backend(backend)
     framework = load_backend(chosen.value)
     place = framework.choose_device(device)
     kind = framework.choose_dtype(dtype, place.value)

@@ -6,7 +6,7 @@ Names are those of HF TrainingArguments, PEFT LoraConfig and LLaMA-Factory, so t
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,8 +23,8 @@ from pydantic import (
 )
 
 from twintune.artifacts import parse_yaml, write_yaml
-from twintune.backends import OptimizerName, ScheduleName
-from twintune.errors import UserError
+from twintune.backends.job import OptimizerName, ScheduleName
+from twintune.errors import UserError, raise_collected
 from twintune.schedule_settings import schedule_settings
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -129,6 +129,21 @@ class LoraSection(Section):
         "v_proj",
         "o_proj",
     )
+
+
+class PtuningV2Section(Section):
+    """Keys and values before the first token of every layer, as PEFT's PrefixTuningConfig spells them."""
+
+    num_virtual_tokens: int = Field(20, ge=1)
+    prefix_projection: bool = False  # made of one embedding by a two-layer network, in place of trained as they are
+    encoder_hidden_size: int | None = Field(None, ge=1)  # of that network
+
+    @field_validator("encoder_hidden_size")
+    @classmethod
+    def _of_the_projection(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is not None and info.data.get("prefix_projection") is False:
+            raise ValueError("should be left out where ptuning_v2.prefix_projection is false")
+        return size
 
 
 def _known_beforehand(kind: Any) -> Any:
@@ -280,7 +295,9 @@ class Recipe(Section):
 
     model: ModelSection
     data: DataSection
+    adapter: Literal["lora", "ptuning_v2"] = "lora"
     lora: LoraSection = LoraSection()
+    ptuning_v2: PtuningV2Section = PtuningV2Section()
     train: TrainSection = TrainSection()
     generate: GenerateSection = GenerateSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -288,8 +305,13 @@ class Recipe(Section):
     backend: BackendSection = BackendSection()
 
     def save(self, path: Path) -> None:
-        """Write the resolved recipe, every default spelled out, as YAML that load_recipe reads back."""
-        write_yaml(path, self.model_dump(mode="json"))
+        """Write the resolved recipe, every default that counts spelled out, as YAML that load_recipe reads back."""
+        write_yaml(path, self.model_dump(mode="json", exclude={other_adapter(self.adapter)}))
+
+
+def other_adapter(adapter: str) -> str:
+    """The section that does not count."""
+    return "lora" if adapter == "ptuning_v2" else "ptuning_v2"
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -305,7 +327,31 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise UserError(*(_describe(path, problem) for problem in error.errors())) from None
+    raise_collected(f"{path}: {problem}" for problem in _adapter_problems(recipe))
     return _resolve_paths(recipe, path.resolve().parent)
+
+
+def _adapter_problems(recipe: Recipe) -> Iterator[str]:
+    """A sentence for each key that does not go together with `adapter`."""
+    other = other_adapter(recipe.adapter)
+    if given := getattr(recipe, other).model_fields_set:
+        yield f"{other} must be left out where adapter is {recipe.adapter}, got {', '.join(sorted(given))}"
+    if recipe.adapter == "lora":
+        return
+    settings = recipe.ptuning_v2
+    if settings.prefix_projection and settings.encoder_hidden_size is None:
+        yield "ptuning_v2.encoder_hidden_size must be given where ptuning_v2.prefix_projection is true, got nothing"
+    refused = {
+        "data.packing": (recipe.data.packing, "a prefix stands before a row, and not before each conversation in it"),
+        "model.load_in_4bit": (recipe.model.load_in_4bit, "the prefix was measured on whole weights only"),
+        "train.gradient_checkpointing": (
+            recipe.train.gradient_checkpointing,
+            "PEFT passes the prefix as a cache, which a layer that is computed again would fill twice",
+        ),
+    }
+    for key, (asked, reason) in refused.items():
+        if asked:
+            yield f"{key} must be false where adapter is ptuning_v2, got true: {reason}"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -325,7 +371,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     *sections, key = (part.strip() for part in name.split("."))
-    if not (equals and key and sections and all(sections)):
+    if not (equals and key and all(sections) and (sections or key == "adapter")):
         raise UserError(
             f"command line: an override must be section.key=value, such as train.max_steps=10, got {override!r}"
         )

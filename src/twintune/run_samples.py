@@ -12,6 +12,7 @@ from twintune.artifacts import sha256_file, write_json
 from twintune.chat import load_chat, recipe_sampling
 from twintune.checkpoints import find_checkpoints
 from twintune.converters.adapter import WEIGHTS
+from twintune.converters.prefix_adapter import is_prefix
 from twintune.converters.sources import Rejection, read_file, stable_hash
 from twintune.errors import UserError
 from twintune.generation import Sampling
@@ -77,7 +78,9 @@ def find_answers(folder: Path, recipe: Recipe, machine: Chosen) -> Answered:
     if kept is not None and kept.asked == asked:
         return kept
     print(f"answering {len(questions)} questions before and after training, for the report", file=sys.stderr)
-    before, after = (_answers(each, recipe, machine, asked) for each in (folder / "initial_adapter", adapter))
+    # LoRA's initial adapter adds nothing to the base model, and is rendered as the trained one is; a prefix does add.
+    initial = None if is_prefix(adapter) else folder / "initial_adapter"
+    before, after = (_answers(each, recipe, machine, asked) for each in (initial, adapter))
     samples = tuple(Sample(*texts) for texts in zip(questions, before, after, strict=True))
     answered = Answered(adapter.name, asked, samples)
     write_json(folder / SAMPLES, asdict(answered))
@@ -99,11 +102,12 @@ def _read(path: Path) -> Answered | None:
         return None
 
 
-def _answers(adapter: Path, recipe: Recipe, machine: Chosen, asked: Asked) -> list[str]:
-    # The initial adapter adds nothing to the base model, and is loaded and rendered as the trained one is.
+def _answers(adapter: Path | None, recipe: Recipe, machine: Chosen, asked: Asked) -> list[str]:
     chat = load_chat(
-        recipe.model.name_or_path,
+        recipe.model,
         adapter,
+        template=recipe.data.template,
+        system=recipe.data.system,
         backend=machine.backend,
         device=machine.device,
         dtype=machine.dtype,

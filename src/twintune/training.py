@@ -1,6 +1,5 @@
 """From a recipe to a training run: everything is chosen and checked first, then one backend does the work."""
 
-import math
 import platform
 import shutil
 import sys
@@ -10,29 +9,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from twintune.adapter_plan import adapter_lines, check_room, count_parameters, seam_adapter, trained_numbers
 from twintune.artifacts import MANIFEST, refuse_used_folder, sha256_file, write_json
-from twintune.backends import (
-    Backend,
-    Choice,
-    Lora,
-    Optimizer,
-    Quantization,
-    TrainJob,
-    choose_backend,
-    load_backend,
-)
+from twintune.backends import Backend, Choice, choose_backend, load_backend
+from twintune.backends.job import Lora, Optimizer, PrefixTuning, Quantization, TrainJob
 from twintune.checkpoints import CheckpointKeeper, best_checkpoint, take_adapter
 from twintune.conversation_facts import read_row_lengths
 from twintune.converters.adapter import WEIGHTS, write_initial_adapter
 from twintune.converters.names import LINEAR_MODULES, linear_shapes
-from twintune.converters.saved_modules import require_own_head, saved_shapes
-from twintune.converters.target_modules import describe_target_modules, resolve_target_modules
 from twintune.errors import UserError
 from twintune.models import read_model_config, resolve_model, unused_dropouts
 from twintune.optimizers import moment_names
 from twintune.prepare import find_or_prepare
 from twintune.prepared import CONVERSATIONS, Prepared
-from twintune.recipe import LoraSection, ModelSection, Recipe
+from twintune.recipe import ModelSection, Recipe
 from twintune.resizing import trained_model
 from twintune.resuming import write_started
 from twintune.run_log import EVALUATIONS, LOG, cut_back, read_evaluations
@@ -81,11 +71,8 @@ class Run:
 
     @property
     def trainable_parameters(self) -> int:
-        """Numbers in the LoRA matrices, r * (in + out) for each target, and in the modules trained whole."""
-        shapes = linear_shapes(self.config, self.job.lora.target_modules)
-        whole = saved_shapes(self.config, self.job.lora.modules_to_save)
-        matrices = sum(self.recipe.lora.r * (out + inner) for out, inner in shapes.values())
-        return matrices + sum(map(math.prod, whole.values()))
+        """Numbers that the adapter has."""
+        return count_parameters(self.job.adapter, self.config)
 
 
 def decide(recipe: Recipe, output_dir: Path) -> Run:
@@ -101,13 +88,14 @@ def decide(recipe: Recipe, output_dir: Path) -> Run:
     device = framework.choose_device(asked.device)
     dtype = framework.choose_dtype(asked.dtype, device.value)
     optimizer = framework.choose_optimizer(recipe.train.optim, device.value)
-    lora = seam_lora(recipe.lora, read_model_config(resolve_model(recipe.model)))
+    adapter = seam_adapter(recipe, read_model_config(resolve_model(recipe.model)), backend.value)
     prepared = find_or_prepare(recipe)
     model = trained_model(recipe.model)
     config = read_model_config(model)
     _check_vocabulary(model, config, prepared)
     _check_evaluation(recipe, prepared)
-    job = _job(recipe, model, lora, prepared, output_dir, device.value, dtype.value)
+    job = _job(recipe, model, adapter, prepared, output_dir, device.value, dtype.value)
+    check_room(job, config)
     return Run(recipe, config, prepared, backend, device, dtype, optimizer, job)
 
 
@@ -122,7 +110,13 @@ def _check_vocabulary(model: Path, config: dict[str, Any], prepared: Prepared) -
 
 
 def _job(
-    recipe: Recipe, model: Path, lora: Lora, prepared: Prepared, output_dir: Path, device: str, dtype: str
+    recipe: Recipe,
+    model: Path,
+    adapter: Lora | PrefixTuning,
+    prepared: Prepared,
+    output_dir: Path,
+    device: str,
+    dtype: str,
 ) -> TrainJob:
     train, rows = recipe.train, prepared.summary.count
     steps = step_count(train, rows)
@@ -137,7 +131,7 @@ def _job(
         pad_token_id=prepared.summary.pad_token_id,
         initial_adapter=output_dir / "initial_adapter",
         output_dir=output_dir,
-        adapter=lora,
+        adapter=adapter,
         optimizer=Optimizer(
             learning_rate=train.learning_rate,
             weight_decay=train.weight_decay,
@@ -194,22 +188,6 @@ def shortened(steps: tuple[int, ...]) -> str:
     return ", ".join(map(str, steps)) if len(steps) < 6 else f"{', '.join(map(str, steps[:3]))}, ..., {steps[-1]}"
 
 
-def seam_lora(lora: LoraSection, config: Mapping[str, Any]) -> Lora:
-    """The adapter in plain arguments: use_rslora becomes the lora_alpha with which lora_alpha / r is its scale.
-
-    Args:
-        lora: as the recipe asks.
-        config: the model's checked config.json.
-
-    Raises:
-        UserError: for every target that is no layer of this model, and as require_own_head.
-    """
-    targets = resolve_target_modules(config, lora.target_modules)
-    require_own_head(lora.modules_to_save, config["tie_word_embeddings"])
-    alpha = lora.lora_alpha * math.sqrt(lora.r) if lora.use_rslora else lora.lora_alpha
-    return Lora(lora.r, alpha, lora.lora_dropout, targets, lora.modules_to_save)
-
-
 def seam_quantization(model: ModelSection) -> Quantization | None:
     """How the base is quantized, None where it is not."""
     return Quantization(model.bnb_4bit_use_double_quant) if model.load_in_4bit else None
@@ -259,7 +237,7 @@ def _train(run: Run, keeper: CheckpointKeeper) -> None:
 def _write_start(run: Run) -> None:
     job = run.job
     write_started(run)
-    write_initial_adapter(job.initial_adapter, job.model, run.config, job.lora, job.seed)
+    write_initial_adapter(job.initial_adapter, job.model, run.config, job.adapter, job.seed)
     run.recipe.save(job.initial_adapter / RECIPE)  # so that the report's answers before training are asked alike
     run.recipe.save(job.output_dir / RECIPE)
 
@@ -303,7 +281,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
     return [
         ("backend", f"{run.backend.value} ({run.backend.reason})"),
         ("device", f"{run.device.value} ({run.device.reason})"),
-        ("dtype", f"{run.dtype.value} ({run.dtype.reason}); LoRA matrices in float32"),
+        ("dtype", f"{run.dtype.value} ({run.dtype.reason}); {trained_numbers(job.adapter)} in float32"),
         ("model", f"{job.model} ({run.config['model_type']}, {run.config['num_hidden_layers']} layers)"),
         ("rows", f"{summary.count} in {run.prepared.folder}, longest {summary.row_length} tokens, {_cut(run)}"),
         ("packing", _packing(run)),
@@ -316,33 +294,11 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ),
         ("optimizer", f"{run.optimizer.value} ({run.optimizer.reason})"),
         ("schedule", schedule_words(job.schedule)),
-        ("LoRA on", describe_target_modules(run.recipe.lora.target_modules, job.lora.target_modules)),
-        ("trainable parameters", f"{run.trainable_parameters:,} ({_trained(job.lora)})"),
-        ("adapter's scale", _scale(run)),
-        ("dropout", _dropout(job)),
+        *adapter_lines(run.recipe, job.adapter, run.trainable_parameters),
         ("base's dropout", _base_dropout(run.config)),
         ("memory, estimated", f"{estimated_memory(run) / 2**30:.2f} GiB of tensors; {FRAMEWORK_MEMORY}"),
         ("output", str(job.output_dir)),
     ]
-
-
-def _scale(run: Run) -> str:
-    lora = run.recipe.lora
-    scale = run.job.lora.lora_alpha / lora.r
-    return f"{scale:g}, lora_alpha / {'sqrt(r) as lora.use_rslora asks' if lora.use_rslora else 'r'}"
-
-
-def _trained(lora: Lora) -> str:
-    return ", ".join([f"LoRA r {lora.r}", *(f"{module} whole" for module in lora.modules_to_save)])
-
-
-def _dropout(job: TrainJob) -> str:
-    if not job.lora.lora_dropout:
-        return "none: both backends compute the same"
-    return (
-        f"{job.lora.lora_dropout}: each backend draws its own, so that losses agree in the mean only; "
-        "MindSpore's graph mode does not repeat its draws for a seed"
-    )
 
 
 def _base_dropout(config: Mapping[str, Any]) -> str:

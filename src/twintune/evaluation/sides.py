@@ -9,8 +9,8 @@ from twintune import __version__
 from twintune.artifacts import sha256_file
 from twintune.backends import Choice, choose_backend, load_backend
 from twintune.chat import Chat, load_chat, recipe_sampling
-from twintune.converters.adapter import WEIGHTS
-from twintune.converters.adapter_settings import CONFIG, read_adapter_config
+from twintune.converters.adapter import WEIGHTS, check_adapter_settings
+from twintune.converters.adapter_settings import CONFIG
 from twintune.converters.tokens import tokenizer_hash
 from twintune.errors import UserError
 from twintune.evaluation.answer_log import Outcome, log_path, read_log, require_same_settings
@@ -62,8 +62,6 @@ def decide_sides(recipe: Recipe, questions: Questions, adapter: Path | None, bac
         UserError: for whatever would stop the evaluation later.
     """
     check_voting(recipe.evaluate.vote, recipe.evaluate.retries, recipe_sampling(recipe.generate))
-    if adapter is not None:
-        read_adapter_config(adapter)
     common = _common_settings(recipe, questions)
     sides = []
     for name in BACKENDS if backend == BOTH else (backend,):
@@ -74,6 +72,7 @@ def decide_sides(recipe: Recipe, questions: Questions, adapter: Path | None, bac
         machine = {"backend": chosen.value, "device": device.value, "dtype": dtype.value}
         sides.append(Side("base", None, chosen, device, dtype, common | machine | {"adapter": None}))
         if adapter is not None:
+            check_adapter_settings(adapter, chosen.value)
             hashes = common | machine | {"adapter": _adapter_hashes(adapter)}
             sides.append(Side("tuned", adapter, chosen, device, dtype, hashes))
     return sides

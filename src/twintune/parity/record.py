@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.artifacts import refuse_used_folder
-from twintune.backends import Probe, TrainJob
+from twintune.backends import Probe
+from twintune.backends.job import TrainJob
 from twintune.converters.adapter import read_adapter, write_adapter, write_initial_adapter
 from twintune.converters.merged_weights import merged_weights
 from twintune.converters.tokens import load_tokenizer
@@ -88,6 +89,10 @@ def record(recipe: Recipe, output: Path, settings: Settings, peer: Bundle | None
         UserError: for what stops a run before it begins, and for a used folder.
     """
     refuse_used_folder(output)
+    if recipe.adapter != "lora":
+        raise UserError(
+            f"recipe: adapter must be lora for parity, got {recipe.adapter!r}; --backend cuda alone has prefixes"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workshop:
         run = first_steps(decide(without_dropout(recipe), Path(workshop) / "run"), settings.steps)
@@ -113,7 +118,7 @@ def first_steps(run: Run, steps: int) -> Run:
     rates = learning_rates(run.job.schedule, run.job.optimizer.learning_rate)
     moving = int(np.flatnonzero(rates)[0]) + 1
     count = min(max(steps, moving), len(run.job.order))
-    shorter = {"order": run.job.order[:count], "evaluation_steps": (), "checkpoint_steps": ()}
+    shorter: dict[str, Any] = {"order": run.job.order[:count], "evaluation_steps": (), "checkpoint_steps": ()}
     return replace(run, job=replace(run.job, **shorter, snapshot_steps=(moving,)))
 
 

@@ -10,11 +10,11 @@ torch = pytest.importorskip("torch", reason="the cuda backend's framework")
 pytest.importorskip("peft", reason="the cuda extra is not installed")
 
 from tests.tiny_models import save_tiny_model
+from twintune.adapter_plan import seam_lora
 from twintune.backends.cuda import CudaBackend
 from twintune.converters.adapter import make_initial_adapter, write_adapter
 from twintune.models import read_model_config
 from twintune.recipe import LoraSection
-from twintune.training import seam_lora
 
 ROW = [3, 17, 90, 33, 5, 64]
 
