@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.artifacts import new_folder, sha256_file, write_json
-from twintune.backends import Lora
+from twintune.backends.job import Lora
 from twintune.converters.adapter import matrix_problems, read_adapter_for, write_adapter
 from twintune.converters.mindformers_adapter import Found, read_matrices, write_matrices
 from twintune.converters.names import linear_shapes

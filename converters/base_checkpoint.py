@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.artifacts import cache_folder, new_folder, sha256_file, sha256_json, write_json
-from twintune.backends import Quantization
+from twintune.backends.job import Quantization
 from twintune.converters.mindspore_checkpoint import write_checkpoint
 from twintune.converters.names import base_names, base_shapes
 from twintune.converters.nf4 import dequantize_absmax, quantize_absmax, quantize_nf4

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Lora
+from twintune.backends.job import Lora
 from twintune.converters.adapter import A, B
 from twintune.converters.saved_modules import PEFT_PREFIX
 from twintune.converters.stored_tensors import WEIGHT_DTYPES, TensorSpec, rounded

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from twintune.artifacts import parse_yaml
-from twintune.backends import Lora
+from twintune.backends.job import Lora
 from twintune.converters.families import EVERY_MODULE
 from twintune.converters.names import LINEAR_MODULES
 from twintune.errors import UserError, raise_collected

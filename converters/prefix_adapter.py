@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import PrefixTuning
+from twintune.backends.job import PrefixTuning
 from twintune.converters.adapter_settings import CONFIG
 from twintune.errors import UserError, raise_collected
 

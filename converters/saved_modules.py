@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Lora
+from twintune.backends.job import Lora
 from twintune.converters.names import adapter_names, base_names, base_shapes, standard_name
 from twintune.converters.stored_tensors import WEIGHT_DTYPES
 from twintune.converters.weights import find_weights

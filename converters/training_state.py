@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.artifacts import changed_files, new_folder, read_sealed, sha256_file, write_sealed
-from twintune.backends import Lora, PrefixTuning
+from twintune.backends.job import Lora, PrefixTuning
 from twintune.converters.adapter import read_any_adapter, write_adapter
 from twintune.errors import UserError, raise_collected
 

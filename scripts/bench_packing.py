@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Lora, Optimizer, Schedule, Step, TrainJob, load_backend, missing_packages
+from twintune.backends import load_backend, missing_packages
+from twintune.backends.job import Lora, Optimizer, Schedule, Step, TrainJob
 from twintune.converters import arrow, mindrecord
 from twintune.converters.adapter import make_initial_adapter, write_adapter
 from twintune.converters.packing import pack_rows

@@ -34,7 +34,8 @@ from scripts.derive_tolerances import (
     worst,
 )
 from twintune.artifacts import write_json
-from twintune.backends import Forward, TrainJob, load_backend
+from twintune.backends import Forward, load_backend
+from twintune.backends.job import TrainJob
 from twintune.converters.adapter import make_initial_adapter, write_adapter
 from twintune.converters.weights import find_weights
 from twintune.models import embedded_model, read_model_config

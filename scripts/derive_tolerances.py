@@ -28,18 +28,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from twintune.artifacts import write_json
-from twintune.backends import (
-    Choice,
-    Forward,
-    Lora,
-    Optimizer,
-    Probe,
-    Schedule,
-    Step,
-    TrainJob,
-    load_backend,
-    missing_packages,
-)
+from twintune.backends import Choice, Forward, Probe, load_backend, missing_packages
+from twintune.backends.job import Lora, Optimizer, Schedule, Step, TrainJob
 from twintune.converters import arrow, mindrecord
 from twintune.converters.adapter import make_initial_adapter, read_adapter, write_adapter
 from twintune.converters.merged_weights import merged_weights

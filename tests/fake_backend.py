@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, Forward, Name, Quantization, Step, StepGradients, TrainJob, Watcher
+from twintune.backends import Choice, Forward, Name, StepGradients
+from twintune.backends.job import Quantization, Step, TrainJob, Watcher
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.converters.weights import read_weights
 from twintune.errors import UserError

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow
 
 from tests.tiny_models import save_tiny_model
-from twintune.backends import Evaluation, Lora, Optimizer, Schedule, Step, TrainJob, missing_packages
+from twintune.backends import missing_packages
+from twintune.backends.job import Evaluation, Lora, Optimizer, Schedule, Step, TrainJob
 from twintune.converters import arrow, mindrecord
 from twintune.converters.adapter import write_initial_adapter
 from twintune.converters.packing import pack_rows

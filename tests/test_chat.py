@@ -7,7 +7,8 @@ from tests.fake_backend import FakeBackend
 from tests.smallest_recipe import write_smallest_recipe
 from tests.tiny_tokenizers import save_chatml_tokenizer
 from twintune.answering import read_questions, write_answers
-from twintune.backends import Choice, Lora, Quantization
+from twintune.backends import Choice
+from twintune.backends.job import Lora, Quantization
 from twintune.chat import Chat, adapter_recipe, load_chat
 from twintune.converters.adapter import write_adapter
 from twintune.converters.tokens import load_tokenizer

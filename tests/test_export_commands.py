@@ -11,7 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from tests.smallest_recipe import write_smallest_recipe
-from twintune.backends import Lora, missing_packages
+from twintune.backends import missing_packages
+from twintune.backends.job import Lora
 from twintune.converters.adapter import WEIGHTS, make_initial_adapter, write_adapter
 from twintune.converters.adapter_settings import CONFIG
 from twintune.converters.mindspore_checkpoint import write_checkpoint

@@ -15,7 +15,8 @@ from tests.smallest_recipe import write_smallest_recipe
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import save_chatml_tokenizer
 from twintune import merge_check, merging
-from twintune.backends import Lora, missing_packages
+from twintune.backends import missing_packages
+from twintune.backends.job import Lora
 from twintune.converters.adapter import make_initial_adapter, read_adapter, write_adapter
 from twintune.converters.adapter_settings import CONFIG
 from twintune.converters.merged_weights import merged_weights

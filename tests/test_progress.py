@@ -1,6 +1,6 @@
 import pytest
 
-from twintune.backends import Step
+from twintune.backends.job import Step
 from twintune.progress import LINES, Progress
 
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from twintune.backends import Step
+from twintune.backends.job import Step
 from twintune.errors import UserError
 from twintune.report import (
     Accuracy,

@@ -9,7 +9,8 @@ import pytest
 
 from tests.smallest_recipe import write_smallest_recipe
 from twintune.artifacts import sha256_file
-from twintune.backends import Evaluation, missing_packages
+from twintune.backends import missing_packages
+from twintune.backends.job import Evaluation
 from twintune.checkpoints import CheckpointKeeper, best_checkpoint, find_checkpoints
 from twintune.converters.training_state import STATE, TENSORS
 from twintune.errors import UserError

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twintune.backends import Evaluation, Step
+from twintune.backends.job import Evaluation, Step
 from twintune.run_curve import RunCurve, best_evaluation, draw_run, running_mean
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from twintune.backends import Evaluation, Step
+from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError
 from twintune.run_log import EVALUATIONS, LOG, RunLog, cut_back, read_evaluations, read_log, read_steps
 

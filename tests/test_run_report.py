@@ -10,7 +10,8 @@ import pytest
 
 from tests.fake_backend import FakeBackend
 from tests.smallest_recipe import RECORDS, write_smallest_recipe
-from twintune.backends import Choice, Evaluation
+from twintune.backends import Choice
+from twintune.backends.job import Evaluation
 from twintune.converters.sources import stable_hash
 from twintune.errors import UserError
 from twintune.recipe import load_recipe

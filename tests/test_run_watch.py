@@ -7,7 +7,8 @@ import pytest
 
 from tests.fake_backend import FakeBackend
 from tests.smallest_recipe import write_smallest_recipe
-from twintune.backends import Choice, Evaluation, Step
+from twintune.backends import Choice
+from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError
 from twintune.recipe import load_recipe
 from twintune.run_log import EVALUATIONS, LOG, RunLog, read_evaluations, read_log

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from tests.schedules import PEAK, SCHEDULES, STEPS
-from twintune.backends import Schedule, ScheduleName, missing_packages
+from twintune.backends import missing_packages
+from twintune.backends.job import Schedule, ScheduleName
 from twintune.errors import UserError
 from twintune.recipe import TrainSection
 from twintune.schedule import (

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from twintune.backends import Evaluation, Step
+from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError
 from twintune.trackers import TrackedRun
 from twintune.tracking import PACKAGES, TRACKERS, Trackers, flat, require_packages

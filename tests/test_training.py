@@ -9,7 +9,8 @@ import pytest
 from tests.fake_backend import FakeBackend
 from tests.smallest_recipe import RECORDS, write_json, write_smallest_recipe
 from twintune.artifacts import sha256_file
-from twintune.backends import Backend, Choice, Step
+from twintune.backends import Backend, Choice
+from twintune.backends.job import Step
 from twintune.converters.adapter import WEIGHTS, make_initial_adapter, read_adapter
 from twintune.errors import UserError
 from twintune.recipe import Recipe, load_recipe

@@ -6,8 +6,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, LanguageModel, Name, OptimizerName, Probe, Quantization, TrainJob, Watcher
+from twintune.backends import Choice, LanguageModel, Name, Probe
 from twintune.backends.ascend import profile, runtime
+from twintune.backends.job import OptimizerName, Quantization, TrainJob, Watcher
 
 
 class AscendBackend:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import TrainJob
 from twintune.backends.ascend.parameters import put_in, to_numpy
+from twintune.backends.job import TrainJob
 from twintune.converters.base_checkpoint import ABSMAX, quantized, quantized_shapes
 from twintune.converters.names import base_names
 from twintune.converters.nf4 import dequantize_nf4

@@ -7,8 +7,8 @@ import mindspore as ms
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import TrainJob
 from twintune.backends.ascend.parameters import put_in, to_numpy
+from twintune.backends.job import TrainJob
 from twintune.backends.matching import check_matrices
 from twintune.converters.saved_modules import trained_names
 from twintune.converters.training_state import TrainingState, read_checkpoint, write_checkpoint

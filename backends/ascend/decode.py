@@ -13,11 +13,11 @@ import numpy as np
 from mindspore import nn
 from numpy.typing import NDArray
 
-from twintune.backends import Quantization
 from twintune.backends.ascend.nf4 import put_on_nf4
 from twintune.backends.ascend.parameters import check_base, parameters_by_name, put_in
 from twintune.backends.ascend.profile import compiled_length, context, model_section, pet_config
 from twintune.backends.ascend.runtime import build
+from twintune.backends.job import Quantization
 from twintune.converters.adapter import read_adapter_for
 from twintune.converters.base_checkpoint import network_tensors
 from twintune.converters.saved_modules import trained_names

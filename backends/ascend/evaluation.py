@@ -6,9 +6,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from twintune.backends import Evaluation, TrainJob
 from twintune.backends.ascend.data import evaluation_batches
 from twintune.backends.ascend.profile import compiled_length, packed_borders
+from twintune.backends.job import Evaluation, TrainJob
 
 
 class EvaluationLoss(nn.Cell):  # type: ignore[misc]  # mindspore ships no types

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Lora, TrainJob
+from twintune.backends.job import Lora, TrainJob
 from twintune.backends.matching import put_each
 from twintune.converters.adapter import read_adapter_for
 from twintune.converters.base_checkpoint import network_tensors

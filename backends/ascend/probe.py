@@ -9,7 +9,7 @@ from mindformers.wrapper.wrapper import DataOrderWrapperCell, get_real_models
 from mindspore import nn
 from numpy.typing import NDArray
 
-from twintune.backends import Forward, StepGradients, TrainJob
+from twintune.backends import Forward, StepGradients
 from twintune.backends.ascend.accumulation import MeanGradients
 from twintune.backends.ascend.base_weights import BaseWeights
 from twintune.backends.ascend.data import one_conversation, ordered_dataset
@@ -20,6 +20,7 @@ from twintune.backends.ascend.parameters import parameters_by_name, put_in, put_
 from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
 from twintune.backends.ascend.runtime import build
 from twintune.backends.ascend.stages import keep_stages, kept_outputs
+from twintune.backends.job import TrainJob
 from twintune.backends.matching import check_matrices
 from twintune.converters.base_checkpoint import network_tensors
 from twintune.converters.rows import IGNORED

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from twintune.backends import Choice, Lora, Optimizer, OptimizerName, Schedule, TrainJob
+from twintune.backends import Choice
+from twintune.backends.job import Lora, Optimizer, OptimizerName, Schedule, TrainJob
 from twintune.converters.names import biased_modules
 from twintune.converters.pet_config import to_pet_config
 from twintune.errors import UserError

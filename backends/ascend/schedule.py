@@ -12,8 +12,8 @@ from mindspore.nn.learning_rate_schedule import LearningRateSchedule
 from numpy.typing import NDArray
 
 from twintune import schedule
-from twintune.backends import Schedule, ScheduleName, TrainJob
 from twintune.backends.ascend.profile import context, training_config
+from twintune.backends.job import Schedule, ScheduleName, TrainJob
 
 
 @MindFormerRegister.register(MindFormerModuleType.LR)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 import twintune.backends.ascend.step  # noqa: F401  registers the step cell with MindFormers
 from twintune.artifacts import write_yaml
-from twintune.backends import Step, TrainJob, Watcher
 from twintune.backends.ascend.checkpoint import resume, save
 from twintune.backends.ascend.data import ordered_dataset
 from twintune.backends.ascend.evaluation import Evaluator
@@ -19,6 +18,7 @@ from twintune.backends.ascend.keys import check_keys, check_overrides
 from twintune.backends.ascend.parameters import adapter_tensors, parameters_by_name, put_on_adapter
 from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
 from twintune.backends.ascend.runtime import start
+from twintune.backends.job import Step, TrainJob, Watcher
 from twintune.converters.adapter import write_adapter
 from twintune.converters.base_checkpoint import base_checkpoint
 from twintune.converters.saved_modules import trained_names

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, LanguageModel, Name, OptimizerName, Probe, Quantization, TrainJob, Watcher
+from twintune.backends import Choice, LanguageModel, Name, Probe
+from twintune.backends.job import OptimizerName, Quantization, TrainJob, Watcher
 
 
 class CudaBackend:

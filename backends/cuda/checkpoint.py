@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twintune.backends import TrainJob
 from twintune.backends.cuda.model import adapter_parameters, adapter_tensors, put_in_adapter
 from twintune.backends.cuda.optimizer import optimizer_state, put_in_state
+from twintune.backends.job import TrainJob
 from twintune.converters.training_state import TrainingState, read_checkpoint, write_checkpoint
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twintune.backends import Quantization
 from twintune.backends.cuda.device import choose_device, choose_dtype
 from twintune.backends.cuda.model import autocast, load_base
 from twintune.backends.cuda.prefix import has_prefix, prefix_arguments, put_on_any_adapter, virtual_tokens
+from twintune.backends.job import Quantization
 from twintune.converters.adapter import read_any_adapter
 from twintune.errors import UserError
 

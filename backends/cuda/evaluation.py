@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from twintune.backends import Evaluation, TrainJob
 from twintune.backends.cuda.loss import token_losses, trained_tokens
 from twintune.backends.cuda.model import autocast
 from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
+from twintune.backends.job import Evaluation, TrainJob
 
 
 def evaluate(job: TrainJob, model: Any, step: int) -> Evaluation:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twintune.backends import Lora, Quantization
 from twintune.backends.cuda.nf4 import finish_loading, loading_arguments
+from twintune.backends.job import Lora, Quantization
 from twintune.backends.matching import check_matrices
 from twintune.converters.saved_modules import PEFT_PREFIX, require_own_head
 from twintune.errors import UserError, raise_collected

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twintune.backends import Quantization
+from twintune.backends.job import Quantization
 from twintune.converters.nf4 import ABSMAX_BLOCK_SIZE, absmax_code_book, quantize_absmax
 from twintune.errors import UserError
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, Optimizer, OptimizerName
+from twintune.backends import Choice
+from twintune.backends.job import Optimizer, OptimizerName
 from twintune.backends.matching import check_matrices
 from twintune.converters.training_state import TrainingState
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Lora, PrefixTuning
 from twintune.backends.cuda.model import adapter_parameters, put_in_adapter, put_on_adapter, wrap
+from twintune.backends.job import Lora, PrefixTuning
 
 
 def put_on_any_adapter(

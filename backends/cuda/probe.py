@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twintune.backends import Forward, StepGradients, TrainJob
+from twintune.backends import Forward, StepGradients
 from twintune.backends.cuda.loss import trained_tokens
 from twintune.backends.cuda.model import (
     adapter_parameters,
@@ -26,6 +26,7 @@ from twintune.backends.cuda.train import (
     load_for_training,
     on_this_machine,
 )
+from twintune.backends.job import TrainJob
 from twintune.backends.matching import put_each
 from twintune.converters.names import base_names
 from twintune.converters.rows import Row

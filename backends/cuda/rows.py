@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from twintune.backends import TrainJob
 from twintune.backends.cuda.loss import pad_right
 from twintune.backends.cuda.packed import in_one_line
+from twintune.backends.job import TrainJob
 from twintune.converters.rows import Row
 from twintune.errors import UserError
 

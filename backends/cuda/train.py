@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from twintune.artifacts import refuse_used_folder
-from twintune.backends import Step, TrainJob, Watcher
 from twintune.backends.cuda.checkpoint import resume, save
 from twintune.backends.cuda.device import choose_device, choose_dtype
 from twintune.backends.cuda.evaluation import evaluate
@@ -27,6 +26,7 @@ from twintune.backends.cuda.optimizer import make_optimizer, set_learning_rate
 from twintune.backends.cuda.packed import choose_attention, set_attention
 from twintune.backends.cuda.prefix import put_on_any_adapter
 from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
+from twintune.backends.job import Step, TrainJob, Watcher
 from twintune.converters.adapter import read_any_adapter, write_adapter
 from twintune.converters.rows import Row
 from twintune.errors import UserError

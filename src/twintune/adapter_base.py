@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twintune.artifacts import sha256_file
-from twintune.backends import Choice, Lora
+from twintune.backends import Choice
+from twintune.backends.job import Lora
 from twintune.chat import adapter_recipe
 from twintune.converters.adapter_export import SETTINGS
 from twintune.converters.adapter_settings import CONFIG, read_adapter_config

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from twintune.artifacts import new_folder
-from twintune.backends import Evaluation
+from twintune.backends.job import Evaluation
 from twintune.converters.adapter import WEIGHTS
 from twintune.converters.adapter_settings import CONFIG
 from twintune.watchers import QuietWatcher

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twintune.adapter_base import base_of, settings_of
-from twintune.backends import Lora
+from twintune.backends.job import Lora
 from twintune.chat import adapter_recipe, model_section
 from twintune.converters.adapter_export import AdapterExport, FileFormat, export_to_mindformers, export_to_peft
 from twintune.converters.adapter_settings import read_adapter_config

@@ -7,7 +7,8 @@ from typing import Any
 
 from twintune.adapter_base import base_of
 from twintune.artifacts import new_folder, sha256_file, write_json
-from twintune.backends import Choice, Lora, choose_backend, load_backend
+from twintune.backends import Choice, choose_backend, load_backend
+from twintune.backends.job import Lora
 from twintune.chat import adapter_recipe, model_section
 from twintune.converters.adapter import WEIGHTS, read_adapter_for
 from twintune.converters.companions import copy_companions

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Optimizer
+from twintune.backends.job import Optimizer
 
 Array = NDArray[np.float64]
 Moments = dict[str, Array]  # by torch's names

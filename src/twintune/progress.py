@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from twintune.backends import Evaluation, Step
+from twintune.backends.job import Evaluation, Step
 
 LINES = 20  # a run that is not watched on a terminal prints about so many
 

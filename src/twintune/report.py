@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from twintune.artifacts import new_file
-from twintune.backends import Step
+from twintune.backends.job import Step
 from twintune.errors import UserError
 from twintune.figures import DARK, LIGHT, count_steps, save_png, tidy
 from twintune.markdown import escape, markdown_table

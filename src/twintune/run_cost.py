@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from twintune.backends import Evaluation, Step
+from twintune.backends.job import Evaluation, Step
 from twintune.run_record import Session
 
 GIB = 2**30

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Evaluation, Step
+from twintune.backends.job import Evaluation, Step
 from twintune.figures import ACCENT, DARK, LIGHT, count_steps, save_png, tidy
 from twintune.watchers import QuietWatcher
 

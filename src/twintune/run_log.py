@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TextIO
 
 from twintune.artifacts import new_file
-from twintune.backends import Evaluation, Step
+from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError, raise_collected
 from twintune.watchers import QuietWatcher
 

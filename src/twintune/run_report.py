@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twintune.artifacts import MANIFEST, new_file
-from twintune.backends import Evaluation, Step
+from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError
 from twintune.html_page import render_page
 from twintune.markdown import block, escape, markdown_table

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from twintune.backends import Watcher
+from twintune.backends.job import Watcher
 from twintune.progress import Progress
 from twintune.run_curve import CURVE, RunCurve
 from twintune.run_log import EVALUATIONS, LOG, RunLog, read_evaluations, read_steps

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Schedule
+from twintune.backends.job import Schedule
 from twintune.errors import UserError
 from twintune.recipe import TrainSection
 from twintune.schedule_factors import FACTORS

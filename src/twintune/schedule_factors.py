@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Schedule
+from twintune.backends.job import Schedule
 
 Steps = NDArray[np.float64]  # [max_steps]
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
 
-from twintune.backends import Evaluation, Step
+from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError, raise_collected
 from twintune.trackers import MLflow, SwanLab, TensorBoard, TrackedRun, Tracker, WeightsAndBiases
 from twintune.watchers import QuietWatcher

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from twintune.backends import Evaluation, Step, Watcher
+from twintune.backends.job import Evaluation, Step, Watcher
 
 
 class QuietWatcher:

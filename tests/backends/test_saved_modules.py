@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch", reason="the cuda extra is not installed: it
 from tests.jobs import Recorder, make_job, random_rows, write_rows
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import save_chatml_tokenizer
-from twintune.backends import Lora, Name, TrainJob, load_backend, missing_packages
+from twintune.backends import Name, load_backend, missing_packages
+from twintune.backends.job import Lora, TrainJob
 from twintune.converters.adapter import WEIGHTS, read_adapter
 from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError

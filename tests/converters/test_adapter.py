@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.tiny_models import save_tiny_model
-from twintune.backends import Lora, missing_packages
+from twintune.backends import missing_packages
+from twintune.backends.job import Lora
 from twintune.converters.adapter import WEIGHTS, make_initial_adapter, read_adapter, write_adapter
 from twintune.converters.adapter_settings import CONFIG
 from twintune.converters.names import linear_shapes

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tests.jobs import Recorder, make_job
 from tests.tiny_models import save_tiny_model
 from twintune.adapter_base import settings_of
-from twintune.backends import Lora, TrainJob, load_backend, missing_packages
+from twintune.backends import load_backend, missing_packages
+from twintune.backends.job import Lora, TrainJob
 from twintune.converters.adapter import WEIGHTS, make_initial_adapter, read_adapter, read_adapter_for, write_adapter
 from twintune.converters.adapter_export import SETTINGS, FileFormat, export_to_mindformers, export_to_peft
 from twintune.converters.adapter_settings import CONFIG

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twintune.backends import Lora
+from twintune.backends.job import Lora
 from twintune.converters.adapter import WEIGHTS, make_initial_adapter, write_adapter
 from twintune.converters.adapter_export import SETTINGS
 from twintune.converters.adapter_settings import CONFIG

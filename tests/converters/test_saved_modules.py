@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from twintune.backends import Lora
+from twintune.backends.job import Lora
 from twintune.converters.adapter import WEIGHTS, make_initial_adapter, read_adapter, read_adapter_for, write_adapter
 from twintune.converters.adapter_export import SETTINGS, FileFormat, export_to_mindformers, export_to_peft
 from twintune.converters.adapter_settings import CONFIG

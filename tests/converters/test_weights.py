@@ -7,8 +7,8 @@ import pytest
 
 from tests.tiny_models import save_tiny_model
 from twintune.backends import missing_packages
-from twintune.converters.names import base_names
 from twintune.converters.base_checkpoint import base_checkpoint
+from twintune.converters.names import base_names
 from twintune.converters.weights import read_weights, weight_files
 from twintune.errors import UserError
 from twintune.models import read_model_config

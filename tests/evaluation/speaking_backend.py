@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.fake_backend import FakeBackend
-from twintune.backends import Choice, Quantization
+from twintune.backends import Choice
+from twintune.backends.job import Quantization
 
 VOCABULARY = 400
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.evaluation.speaking_backend import DrawingBackend, SpeakingBackend, install
 from tests.smallest_recipe import write_json, write_smallest_recipe
-from twintune.backends import Lora, missing_packages
+from twintune.backends import missing_packages
+from twintune.backends.job import Lora
 from twintune.cli import main
 from twintune.converters.adapter import write_adapter
 from twintune.converters.tokens import load_tokenizer

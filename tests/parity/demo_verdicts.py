@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from twintune.backends import Step
+from twintune.backends.job import Step
 from twintune.parity.verdict import Measure, Rung, Side, Status, Verdict
 
 LIMITS = {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies
 
 from tests.parity.demo_verdicts import LIMITS, make_sides, make_stage_errors, passing_verdict
-from twintune.backends import Step
+from twintune.backends.job import Step
 from twintune.parity.axis import LARGEST, Axis, axis_over, logarithmic_axis, symmetric_axis
 from twintune.parity.charts import grad_norm_charts, loss_charts, stage_charts, stages_of
 from twintune.parity.drawing import SIZE

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from tests.tiny_models import save_tiny_model
-from twintune.backends import Lora, missing_packages
+from twintune.backends import missing_packages
+from twintune.backends.job import Lora
 from twintune.converters.adapter import make_initial_adapter, write_adapter
 from twintune.converters.names import base_names
 from twintune.errors import UserError

@@ -7,7 +7,8 @@ import pytest
 
 from tests.jobs import Recorder, make_job
 from tests.parity.jobs import Kind, machine, write_recipe
-from twintune.backends import Lora, Quantization, load_backend, missing_packages
+from twintune.backends import load_backend, missing_packages
+from twintune.backends.job import Lora, Quantization
 from twintune.parity.bundle import Bundle
 from twintune.parity.ladder import compare
 from twintune.parity.record import Settings, record

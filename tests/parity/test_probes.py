@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.jobs import make_job, make_packed_job
-from twintune.backends import Forward, Probe, StepGradients, TrainJob, load_backend, missing_packages
+from twintune.backends import Forward, Probe, StepGradients, load_backend, missing_packages
+from twintune.backends.job import TrainJob
 
 MISSING = [*missing_packages("ascend"), *missing_packages("cuda")]
 pytestmark = [

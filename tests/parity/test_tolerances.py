@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from twintune.backends import StepGradients, TrainJob, load_backend
+from twintune.backends import StepGradients, load_backend
+from twintune.backends.job import TrainJob
 from twintune.errors import UserError
 from twintune.parity.tolerances import GROWTH, MOST, RELATIVE, SPREADS, limits
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.parity.fault_places import Patch, cuda
-from twintune.backends import Optimizer, TrainJob
+from twintune.backends.job import Optimizer, TrainJob
 from twintune.converters.rows import Row
 
 

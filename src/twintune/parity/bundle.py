@@ -34,7 +34,7 @@ from twintune.artifacts import (
     write_json,
     write_sealed,
 )
-from twintune.backends import Step
+from twintune.backends.job import Step
 from twintune.errors import UserError, raise_collected
 from twintune.run_log import read_log
 

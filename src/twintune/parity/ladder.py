@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from twintune.backends import Schedule
+from twintune.backends.job import Schedule
 from twintune.parity.bundle import ADAPTER, Bundle
 from twintune.parity.bundle import BASE as BASE_FORWARD
 from twintune.parity.forward_rung import NAME as LOGITS

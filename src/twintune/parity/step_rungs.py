@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Schedule, Step
+from twintune.backends.job import Schedule, Step
 from twintune.parity.bundle import RATES, Bundle
 from twintune.parity.gradient_rungs import cosine, module
 from twintune.parity.pair import Pair, largest, relative_norm, same_rung, worst_name

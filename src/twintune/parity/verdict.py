@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from twintune.backends import Step
+from twintune.backends.job import Step
 
 Status = Literal["same", "different", "not measured"]
 

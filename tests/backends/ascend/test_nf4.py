@@ -10,8 +10,8 @@ mindspore = pytest.importorskip("mindspore", reason="the ascend extra is not ins
 
 from tests.jobs import make_job
 from tests.tiny_models import save_tiny_model
-from twintune.backends import Lora, Quantization, TrainJob
 from twintune.backends.ascend import runtime
+from twintune.backends.job import Lora, Quantization, TrainJob
 from twintune.converters.adapter import read_adapter
 from twintune.converters.base_checkpoint import base_checkpoint, network_tensors, quantized_shapes
 from twintune.converters.names import base_names

@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("mindspore", reason="the ascend extra is not installed")
 
 from tests.jobs import Recorder, make_job
-from twintune.backends import Lora, Optimizer, Schedule, TrainJob, load_backend
+from twintune.backends import load_backend
 from twintune.backends.ascend import runtime
 from twintune.backends.ascend.profile import OPTIMIZERS, choose_optimizer, training_config
+from twintune.backends.job import Lora, Optimizer, Schedule, TrainJob
 from twintune.converters.adapter import read_adapter
 from twintune.errors import UserError
 from twintune.optimizers import update

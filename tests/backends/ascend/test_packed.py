@@ -11,10 +11,11 @@ mindspore = pytest.importorskip("mindspore", reason="the ascend extra is not ins
 
 from tests.jobs import Recorder, make_job, make_packed_job, packed_rows
 from tests.tiny_models import save_tiny_model
-from twintune.backends import Lora, TrainJob, load_backend
+from twintune.backends import load_backend
 from twintune.backends.ascend import runtime
 from twintune.backends.ascend.data import conversation_ends, conversation_numbers, ordered_dataset
 from twintune.backends.ascend.profile import CONVERSATION_ENDS, CONVERSATION_NUMBERS, packed_borders, training_config
+from twintune.backends.job import Lora, TrainJob
 from twintune.converters import mindrecord
 from twintune.errors import UserError
 

@@ -11,9 +11,10 @@ torch = pytest.importorskip("torch", reason="compares with transformers")
 
 from tests.jobs import make_job
 from tests.tiny_models import save_tiny_model
-from twintune.backends import TrainJob, load_backend
+from twintune.backends import load_backend
 from twintune.backends.ascend import runtime
 from twintune.backends.ascend.profile import training_config
+from twintune.backends.job import TrainJob
 from twintune.errors import UserError
 
 runtime.import_quietly()

@@ -12,8 +12,9 @@ mindspore = pytest.importorskip("mindspore", reason="the ascend extra is not ins
 from tests.jobs import Recorder, make_job, write_rows
 from tests.probe_checks import check_wrong_matrices_are_named
 from tests.tiny_models import save_tiny_model
-from twintune.backends import Lora, Probe, TrainJob, load_backend
+from twintune.backends import Probe, load_backend
 from twintune.backends.ascend import runtime
+from twintune.backends.job import Lora, TrainJob
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.converters.names import base_names
 from twintune.converters.weights import read_weights

@@ -9,7 +9,7 @@ import yaml
 pytest.importorskip("mindspore", reason="the ascend extra is not installed")
 
 from tests.jobs import make_job
-from twintune.backends import Lora, Schedule, load_backend
+from twintune.backends import load_backend
 from twintune.backends.ascend import runtime
 from twintune.backends.ascend.profile import (
     SCHEDULES,
@@ -19,6 +19,7 @@ from twintune.backends.ascend.profile import (
     pet_config,
     training_config,
 )
+from twintune.backends.job import Lora, Schedule
 from twintune.errors import UserError
 from twintune.models import DEFAULTS, read_model_config
 

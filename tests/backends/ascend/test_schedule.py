@@ -11,8 +11,9 @@ pytest.importorskip("mindspore", reason="the ascend extra is not installed")
 
 from tests.jobs import make_job
 from tests.schedules import PEAK, SCHEDULES, STEPS
-from twintune.backends import Optimizer, Schedule, TrainJob, load_backend
+from twintune.backends import load_backend
 from twintune.backends.ascend import profile
+from twintune.backends.job import Optimizer, Schedule, TrainJob
 from twintune.errors import UserError
 from twintune.schedule import learning_rates
 from twintune.schedule_settings import schedule_settings

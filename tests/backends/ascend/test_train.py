@@ -11,9 +11,10 @@ mindspore = pytest.importorskip("mindspore", reason="the ascend extra is not ins
 
 from tests.jobs import Recorder, make_job
 from tests.tiny_models import save_tiny_model
-from twintune.backends import Lora, TrainJob, load_backend
+from twintune.backends import load_backend
 from twintune.backends.ascend import runtime
 from twintune.backends.ascend.data import ordered_dataset
+from twintune.backends.job import Lora, TrainJob
 from twintune.converters import mindrecord
 from twintune.converters.adapter import WEIGHTS, read_adapter, write_adapter
 from twintune.converters.base_checkpoint import network_tensors

@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import save_tiny_model
-from twintune.backends import LanguageModel, Lora
+from twintune.backends import LanguageModel
 from twintune.backends.cuda import CudaBackend
+from twintune.backends.job import Lora
 from twintune.converters.adapter import make_initial_adapter, write_adapter
 from twintune.errors import UserError
 from twintune.generation import Sampling, TextGenerator

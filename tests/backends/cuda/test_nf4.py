@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch", reason="the cuda extra is not installed")
 
 from tests.jobs import make_job
 from tests.tiny_models import save_tiny_model
-from twintune.backends import Probe, Quantization, TrainJob
+from twintune.backends import Probe
 from twintune.backends.cuda import CudaBackend, nf4
 from twintune.backends.cuda.model import load_base
+from twintune.backends.job import Quantization, TrainJob
 from twintune.converters.base_checkpoint import quantized_shapes
 from twintune.converters.nf4 import dequantize_absmax, dequantize_nf4, quantize_absmax, quantize_nf4
 from twintune.converters.weights import read_weights

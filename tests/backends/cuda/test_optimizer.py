@@ -9,7 +9,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="the cuda backend's framework")
 
 from tests.jobs import Recorder, make_job
-from twintune.backends import Lora, Optimizer, TrainJob
 from twintune.backends.cuda import CudaBackend
 from twintune.backends.cuda.optimizer import (
     CLASSES,
@@ -19,6 +18,7 @@ from twintune.backends.cuda.optimizer import (
     put_in_state,
     set_learning_rate,
 )
+from twintune.backends.job import Lora, Optimizer, TrainJob
 from twintune.converters.adapter import read_adapter
 from twintune.converters.training_state import TrainingState
 from twintune.errors import UserError

@@ -13,11 +13,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.jobs import Recorder, make_packed_job, packed_rows
-from twintune.backends import Lora, load_backend
+from twintune.backends import load_backend
 from twintune.backends.cuda.loss import NOTHING, pad_right, token_losses
 from twintune.backends.cuda.model import adapter_parameters
 from twintune.backends.cuda.packed import BY_CONVERSATION, FLASH, choose_attention, in_one_line, set_attention
 from twintune.backends.cuda.train import load_for_training
+from twintune.backends.job import Lora
 from twintune.converters.adapter import read_adapter
 from twintune.converters.rows import Row
 

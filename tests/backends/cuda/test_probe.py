@@ -16,8 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from tests.jobs import Recorder, make_job, make_packed_job, packed_rows, random_rows, write_rows
 from tests.probe_checks import check_wrong_matrices_are_named
-from twintune.backends import Lora, Probe, TrainJob
+from twintune.backends import Probe
 from twintune.backends.cuda import CudaBackend
+from twintune.backends.job import Lora, TrainJob
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.converters.names import base_names
 from twintune.converters.weights import read_weights

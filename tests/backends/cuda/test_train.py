@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, get_scheduler
 
 from tests.jobs import Recorder, make_job, random_rows, write_rows
 from tests.tiny_models import save_tiny_model
-from twintune.backends import Lora, Optimizer, Schedule, TrainJob
 from twintune.backends.cuda import CudaBackend
+from twintune.backends.job import Lora, Optimizer, Schedule, TrainJob
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.errors import UserError
 
