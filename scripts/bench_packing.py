@@ -36,7 +36,7 @@ from twintune.converters.rows import IGNORED, Row, make_row
 from twintune.converters.templates import load_template
 from twintune.converters.tokens import load_tokenizer
 from twintune.models import embedded_model
-from twintune.recipe import LINEAR_LAYERS
+from twintune.recipe_sections import LINEAR_LAYERS
 from twintune.training import versions
 from twintune.watchers import QuietWatcher
 

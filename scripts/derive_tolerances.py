@@ -40,7 +40,7 @@ from twintune.models import read_model_config
 from twintune.parity.gradient_rungs import cosine
 from twintune.parity.pair import largest, relative_largest, relative_norm
 from twintune.parity.probe_adapters import with_random_b, without_b
-from twintune.recipe import LINEAR_LAYERS
+from twintune.recipe_sections import LINEAR_LAYERS
 from twintune.training import versions
 from twintune.watchers import QuietWatcher
 

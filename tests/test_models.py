@@ -16,7 +16,7 @@ from twintune.models import (
     rotary_size,
     unused_dropouts,
 )
-from twintune.recipe import ModelSection
+from twintune.recipe_sections import ModelSection
 
 PLAIN: dict[str, Any] = {
     "model_type": "llama",

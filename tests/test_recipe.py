@@ -6,7 +6,8 @@ import pytest
 from twintune.converters.names import LINEAR_MODULES
 from twintune.converters.target_modules import OLD_NAMES
 from twintune.errors import UserError
-from twintune.recipe import Recipe, TargetModule, load_recipe
+from twintune.recipe import Recipe, load_recipe
+from twintune.recipe_sections import TargetModule
 
 SMALLEST = "model: {name_or_path: ./tiny-llama}\ndata: {train: ./data.json}\n"
 

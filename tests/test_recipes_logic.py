@@ -13,7 +13,7 @@ from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import save_chatml_tokenizer
 from twintune.converters.arrow import read_rows
 from twintune.converters.tokens import load_tokenizer
-from twintune.recipe import LINEAR_LAYERS
+from twintune.recipe_sections import LINEAR_LAYERS
 
 SAMPLE = Path(__file__).parent / "data" / "logic_contest.jsonl"
 RECORDS = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]

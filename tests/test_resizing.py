@@ -18,8 +18,10 @@ from twintune.exporting import adapter_to_mindformers
 from twintune.generation import Sampling
 from twintune.merging import merge_adapter
 from twintune.models import read_model_config
+from twintune.plan_view import plan_lines
 from twintune.recipe import Recipe, load_recipe
-from twintune.training import decide, plan_lines, run_training
+from twintune.training import run_training
+from twintune.training_plan import decide
 
 pytestmark = [
     # peft 0.21 asks transformers 5 for gradient checkpointing by its old name

@@ -16,7 +16,8 @@ from twintune.converters.training_state import STATE, TENSORS
 from twintune.errors import UserError
 from twintune.recipe import load_recipe
 from twintune.resuming import go_on
-from twintune.training import Run, decide, run_training
+from twintune.training import run_training
+from twintune.training_plan import Run, decide
 
 SETTINGS = [
     "data.val_size=0.2",
@@ -38,7 +39,8 @@ import peft, torch, transformers
 from twintune.progress import Progress
 from twintune.recipe import load_recipe
 from twintune.resuming import go_on
-from twintune.training import decide, run_training
+from twintune.training import run_training
+from twintune.training_plan import decide
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

@@ -20,7 +20,8 @@ from twintune.run_cost import cost_rows, duration
 from twintune.run_log import EVALUATIONS, LOG, RunLog, read_steps
 from twintune.run_record import Session
 from twintune.run_report import write_run_report
-from twintune.training import decide, run_training
+from twintune.training import run_training
+from twintune.training_plan import decide
 
 PROMPT = "<script>alert(1)</script> | *2 + 2*?"
 ONE, TWO, NONE = "generate.sample_prompts=[one]", "generate.sample_prompts=[two]", "generate.num_samples=0"

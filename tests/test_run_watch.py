@@ -16,7 +16,8 @@ from twintune.run_record import Chosen, RunRecord, read_record, record_session
 from twintune.run_watch import watch_run
 from twintune.trackers import TrackedRun
 from twintune.tracking import PACKAGES, TRACKERS
-from twintune.training import Run, decide, run_training
+from twintune.training import run_training
+from twintune.training_plan import Run, decide
 
 STEPS = [Step(number, 2.0 / number, 0.5, 1e-3, 30, 0.5) for number in range(1, 6)]
 RECORD = RunRecord(5, Chosen("cuda", "cpu", "float32"), [], {})
@@ -26,8 +27,8 @@ RECORD = RunRecord(5, Chosen("cuda", "cpu", "float32"), [], {})
 def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fake = FakeBackend()
     monkeypatch.setenv("TWINTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("twintune.training.load_backend", lambda _: fake)
-    monkeypatch.setattr("twintune.training.choose_backend", lambda asked: Choice("cuda", f"asked {asked}"))
+    monkeypatch.setattr("twintune.training_plan.load_backend", lambda _: fake)
+    monkeypatch.setattr("twintune.training_plan.choose_backend", lambda asked: Choice("cuda", f"asked {asked}"))
     return write_smallest_recipe(tmp_path / "work", weights=False)
 
 

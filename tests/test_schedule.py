@@ -8,7 +8,7 @@ from tests.schedules import PEAK, SCHEDULES, STEPS
 from twintune.backends import missing_packages
 from twintune.backends.job import Schedule, ScheduleName
 from twintune.errors import UserError
-from twintune.recipe import TrainSection
+from twintune.recipe_sections import TrainSection
 from twintune.schedule import (
     learning_rates,
     make_schedule,

@@ -13,17 +13,19 @@ from twintune.backends import Backend, Choice
 from twintune.backends.job import Step
 from twintune.converters.adapter import WEIGHTS, make_initial_adapter, read_adapter
 from twintune.errors import UserError
+from twintune.plan_view import estimated_memory, plan_lines
 from twintune.recipe import Recipe, load_recipe
 from twintune.schedule import row_order, warmup_steps
-from twintune.training import Run, decide, estimated_memory, plan_lines, run_training, versions
+from twintune.training import run_training, versions
+from twintune.training_plan import Run, decide
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
     fake = FakeBackend()
     backend: Backend = fake  # the whole of what the front end asks for
-    monkeypatch.setattr("twintune.training.load_backend", lambda _: backend)
-    monkeypatch.setattr("twintune.training.choose_backend", lambda asked: Choice("fake", f"asked {asked}"))
+    monkeypatch.setattr("twintune.training_plan.load_backend", lambda _: backend)
+    monkeypatch.setattr("twintune.training_plan.choose_backend", lambda asked: Choice("fake", f"asked {asked}"))
     return fake
 
 

@@ -10,7 +10,8 @@ from twintune.converters.prefix_adapter import prefix_shapes
 from twintune.converters.saved_modules import require_own_head, saved_shapes
 from twintune.converters.target_modules import describe_target_modules, resolve_target_modules
 from twintune.errors import UserError
-from twintune.recipe import LoraSection, PtuningV2Section, Recipe
+from twintune.recipe import Recipe
+from twintune.recipe_sections import LoraSection, PtuningV2Section
 
 
 def seam_adapter(recipe: Recipe, config: Mapping[str, Any], backend: str) -> Lora | PrefixTuning:

@@ -14,9 +14,10 @@ from twintune.converters.tokenizer import Tokenizer
 from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError
 from twintune.generation import OnText, Sampling, TextGenerator
-from twintune.recipe import DeviceName, DtypeName, GenerateSection, ModelSection, Recipe, load_recipe
+from twintune.recipe import Recipe, load_recipe
+from twintune.recipe_sections import DeviceName, DtypeName, GenerateSection, ModelSection
 from twintune.resizing import trained_model
-from twintune.training import seam_quantization
+from twintune.training_plan import seam_quantization
 
 RAW = "none"
 Question = str | Sequence[Message]  # messages: a system prompt and earlier turns may come first

@@ -154,9 +154,11 @@ def train(
 ) -> None:
     """Train the recipe's adapter; rows are prepared first if they are not there."""
     from twintune.artifacts import refuse_used_folder
+    from twintune.plan_view import plan_lines
     from twintune.resuming import go_on
     from twintune.run_report import write_run_report
-    from twintune.training import decide, plan_lines, run_training
+    from twintune.training import run_training
+    from twintune.training_plan import decide
 
     if output_dir is None and not dry_run:
         raise UserError("command line: --output-dir must be given, got nothing; name a new folder for the run")
@@ -260,7 +262,7 @@ def _print_prepared(prepared: "Prepared") -> None:
 
 def _sampling(recipe: "Recipe | None", given: dict[str, Any], num_return_sequences: int) -> "Sampling":
     from twintune.chat import recipe_sampling
-    from twintune.recipe import GenerateSection
+    from twintune.recipe_sections import GenerateSection
 
     values = {name: value for name, value in given.items() if value is not None}
     sampling = recipe_sampling(recipe.generate if recipe else GenerateSection())

@@ -15,7 +15,7 @@ from twintune.converters.mindformers_adapter import find_checkpoint
 from twintune.converters.target_modules import layers_of
 from twintune.errors import raise_collected
 from twintune.models import read_model_config
-from twintune.recipe import ModelSection
+from twintune.recipe_sections import ModelSection
 from twintune.resizing import trained_model
 
 

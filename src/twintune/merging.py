@@ -21,7 +21,7 @@ from twintune.converters.weights import find_weights
 from twintune.errors import UserError
 from twintune.merge_check import MergeCheck, Place, check_merge, render_questions
 from twintune.models import read_model_config
-from twintune.recipe import ModelSection
+from twintune.recipe_sections import ModelSection
 from twintune.resizing import trained_model
 
 MERGE = "merge.json"

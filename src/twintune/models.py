@@ -8,7 +8,7 @@ from typing import Any
 
 from twintune.artifacts import cache_folder, new_folder, sha256_file
 from twintune.errors import UserError, raise_collected
-from twintune.recipe import ModelSection
+from twintune.recipe_sections import ModelSection
 
 EMBEDDED = "smollm2-135m-instruct"
 FAMILIES = ("llama", "qwen2", "mistral", "phi")

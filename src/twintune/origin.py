@@ -13,7 +13,8 @@ from twintune.converters.templates import load_template
 from twintune.converters.tokens import load_tokenizer, tokenizer_hash
 from twintune.models import resolve_model
 from twintune.parts import RECORDS
-from twintune.recipe import DataSection, Recipe
+from twintune.recipe import Recipe
+from twintune.recipe_sections import DataSection
 from twintune.row_maker import Item, RowMaker
 
 ROW_FORMAT = 3  # raise it whenever the same recipe gives other rows

@@ -20,7 +20,7 @@ from twintune.converters import arrow
 from twintune.converters.packing import pack, pack_row
 from twintune.converters.rows import Row
 from twintune.errors import UserError
-from twintune.recipe import DataSection
+from twintune.recipe_sections import DataSection
 from twintune.row_maker import Item, Kept, Rejected, RowMaker
 
 RECORDS = 4096  # of a part: enough to fill packed rows, few enough for memory and to lose little

@@ -5,7 +5,7 @@ from pathlib import Path
 from twintune.converters.resized_model import resized_model
 from twintune.converters.tokens import load_tokenizer
 from twintune.models import read_model_config, resolve_model
-from twintune.recipe import ModelSection
+from twintune.recipe_sections import ModelSection
 
 
 def trained_model(model: ModelSection) -> Path:

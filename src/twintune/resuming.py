@@ -13,7 +13,7 @@ from twintune.converters.training_state import read_facts
 from twintune.errors import UserError, raise_collected
 
 if TYPE_CHECKING:
-    from twintune.training import Run
+    from twintune.training_plan import Run
 
 STARTED = "started.json"
 # What decides no number of the training, and may differ where a run goes on.

@@ -13,7 +13,7 @@ from twintune.converters.sources import stable_hash
 from twintune.converters.templates import Segment, Template
 from twintune.converters.tokenizer import Encoding, Tokenizer
 from twintune.errors import UserError
-from twintune.recipe import DataSection
+from twintune.recipe_sections import DataSection
 
 
 class Item(NamedTuple):

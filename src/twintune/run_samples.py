@@ -17,7 +17,8 @@ from twintune.converters.sources import Rejection, read_file, stable_hash
 from twintune.errors import UserError
 from twintune.generation import Sampling
 from twintune.origin import find_sources
-from twintune.recipe import DataSection, Recipe
+from twintune.recipe import Recipe
+from twintune.recipe_sections import DataSection
 from twintune.run_record import Chosen
 
 SAMPLES = "samples.json"

@@ -14,7 +14,7 @@ from twintune.tracking import Trackers, flat
 from twintune.watchers import QuietWatcher, Watchers
 
 if TYPE_CHECKING:
-    from twintune.training import Run
+    from twintune.training_plan import Run
 
 
 class RecipeKeeper(QuietWatcher):

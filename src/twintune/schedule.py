@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from twintune.backends.job import Schedule
 from twintune.errors import UserError
-from twintune.recipe import TrainSection
+from twintune.recipe_sections import TrainSection
 from twintune.schedule_factors import FACTORS
 
 MOST_STEPS_SORTED = 50  # optimizer steps whose rows are sorted together, as HF's LengthGroupedSampler has it

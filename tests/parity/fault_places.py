@@ -7,7 +7,7 @@ import pytest
 
 Patch = pytest.MonkeyPatch
 record: Any = import_module("twintune.parity.record")
-training: Any = import_module("twintune.training")
+plan: Any = import_module("twintune.training_plan")
 
 
 def cuda(name: str) -> Any:

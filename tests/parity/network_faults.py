@@ -1,13 +1,14 @@
 """Faults of the network: rope, biases, norms, the head, the mask, and of the adapter on it."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.parity.fault_places import Patch, cuda, record, training
+from tests.parity.fault_places import Patch, cuda
 
 
 def in_network(change: Callable[[Any], None]) -> Callable[[Patch], None]:
@@ -117,7 +118,7 @@ def swapped_a_and_b(patch: Patch) -> None:
     """B transposed in the place of A and the other way round, where the shapes allow it."""
     train = cuda("train")
 
-    read = train.read_adapter
+    read = train.read_any_adapter
 
     def swapped(folder: Path) -> tuple[Any, dict[str, NDArray[np.float32]]]:
         lora, tensors = read(folder)
@@ -127,12 +128,10 @@ def swapped_a_and_b(patch: Patch) -> None:
                 tensors[name], tensors[name.replace("lora_A", "lora_B")] = b.T.copy(), a.T.copy()
         return lora, tensors
 
-    patch.setattr(train, "read_adapter", swapped)
+    patch.setattr(train, "read_any_adapter", swapped)
 
 
 def another_initial_adapter(patch: Patch) -> None:
-    for module in (training, record):
-        make = module.make_initial_adapter
-        patch.setattr(
-            module, "make_initial_adapter", lambda config, lora, seed, make=make: make(config, lora, seed + 1)
-        )
+    adapter = import_module("twintune.converters.adapter")
+    make = adapter.make_initial_adapter
+    patch.setattr(adapter, "make_initial_adapter", lambda config, lora, seed: make(config, lora, seed + 1))

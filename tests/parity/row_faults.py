@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tests.parity.fault_places import Patch, training
+from tests.parity.fault_places import Patch, plan
 from twintune.converters import arrow
 from twintune.converters.rows import IGNORED, Row
 from twintune.prepared import ARROW, Prepared
@@ -16,7 +16,7 @@ def in_rows(change: Callable[[list[Row]], list[Row]]) -> Callable[[Patch], None]
     """Plant a fault in the rows that the backend reads; its manifest knows nothing of it."""
 
     def plant(patch: Patch) -> None:
-        find = training.find_or_prepare
+        find = plan.find_or_prepare
 
         def changed(recipe: Recipe) -> Prepared:
             prepared: Prepared = find(recipe)
@@ -26,7 +26,7 @@ def in_rows(change: Callable[[list[Row]], list[Row]]) -> Callable[[Patch], None]
             arrow.write_rows(change(rows), folder / ARROW)
             return replace(prepared, folder=folder)
 
-        patch.setattr(training, "find_or_prepare", changed)
+        patch.setattr(plan, "find_or_prepare", changed)
 
     return plant
 
@@ -63,7 +63,7 @@ def another_system_prompt(recipe: Recipe) -> Callable[[Patch], None]:
     """The rows that a FastChat of another version would have made: its template has another system prompt."""
 
     def plant(patch: Patch) -> None:
-        find = training.find_or_prepare
+        find = plan.find_or_prepare
         data = recipe.data.model_copy(update={"system": "You are another assistant."})
         other = find(recipe.model_copy(update={"data": data}))
 
@@ -71,6 +71,6 @@ def another_system_prompt(recipe: Recipe) -> Callable[[Patch], None]:
             prepared: Prepared = find(asked)
             return replace(prepared, folder=other.folder)
 
-        patch.setattr(training, "find_or_prepare", changed)
+        patch.setattr(plan, "find_or_prepare", changed)
 
     return plant

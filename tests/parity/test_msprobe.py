@@ -18,7 +18,7 @@ from twintune.converters.names import base_names
 from twintune.errors import UserError
 from twintune.models import read_model_config
 from twintune.parity.msprobe import layer_mapping, stage_modules, whole_length, write_msprobe
-from twintune.recipe import LINEAR_LAYERS
+from twintune.recipe_sections import LINEAR_LAYERS
 
 LAYERS = 2
 CONFIG: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": LAYERS}

@@ -16,15 +16,15 @@ def in_loss_rows(change: Callable[[Any, Any], Any]) -> Callable[[Patch], None]:
     """Plant a fault in the labels as the loss gets them, after the rows were read."""
 
     def plant(patch: Patch) -> None:
-        train = cuda("train")
+        rows = cuda("rows")
 
-        pad = train.pad_right
+        pad = rows.pad_right
 
         def changed(*arguments: Any) -> tuple[Any, Any]:
             ids, labels = pad(*arguments)
             return ids, change(ids, labels)
 
-        patch.setattr(train, "pad_right", changed)
+        patch.setattr(rows, "pad_right", changed)
 
     return plant
 

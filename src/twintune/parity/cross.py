@@ -13,7 +13,7 @@ from twintune.parity.bundle import ADAPTER, Bundle, add_arrays, cross_group
 from twintune.parity.record import adapter_logits, probe_job, without_dropout
 from twintune.parity.selection import Conversation
 from twintune.recipe import Recipe
-from twintune.training import decide
+from twintune.training_plan import decide
 
 
 def cross(recipe: Recipe, bundle: Bundle, peer: Bundle) -> Bundle:

@@ -16,7 +16,8 @@ from twintune.converters.rows import Row
 from twintune.models import DEFAULTS, REQUIRED
 from twintune.prepared import ARROW, MINDRECORD, Prepared
 from twintune.recipe import Recipe
-from twintune.training import Run, versions
+from twintune.training import versions
+from twintune.training_plan import Run
 
 # What may differ between two machines that do the same job.
 MACHINE_KEYS = {"data": ("preprocessing_num_workers",)}

@@ -58,7 +58,8 @@ from twintune.parity.selection import (
 from twintune.parity.texts import record_texts
 from twintune.recipe import Recipe
 from twintune.schedule import learning_rates
-from twintune.training import Run, decide, run_training
+from twintune.training import run_training
+from twintune.training_plan import Run, decide
 
 
 @dataclass(frozen=True)

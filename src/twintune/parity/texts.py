@@ -13,8 +13,8 @@ from twintune.chat import load_chat
 from twintune.generation import Sampling, TextGenerator
 from twintune.parity.bundle import ADAPTER, TEXTS, BundleWriter
 from twintune.parity.selection import Conversation
-from twintune.recipe import GenerateSection
-from twintune.training import Run
+from twintune.recipe_sections import GenerateSection
+from twintune.training_plan import Run
 
 MAX_NEW_TOKENS = 32
 PROMPTS_TOGETHER = 4  # decoded in one batch, of different lengths

@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from twintune.errors import UserError
-from twintune.recipe import ReasoningSection
+from twintune.recipe_sections import ReasoningSection
 
 if TYPE_CHECKING:
     import httpx

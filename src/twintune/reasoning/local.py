@@ -8,7 +8,8 @@ from twintune.errors import UserError
 from twintune.generation import Sampling
 from twintune.models import resolve_model
 from twintune.reasoning.endpoint import Keep
-from twintune.recipe import ModelSection, Recipe
+from twintune.recipe import Recipe
+from twintune.recipe_sections import ModelSection
 
 if TYPE_CHECKING:
     from twintune.chat import Chat

@@ -19,7 +19,8 @@ from twintune.reasoning.files import Filled, refuse_overwriting, write_filled
 from twintune.reasoning.fill import Answerer, Outcome, Rule, ask_missing, look_up
 from twintune.reasoning.local import open_local
 from twintune.reasoning.questions import Prompt, read_questions
-from twintune.recipe import ReasoningSection, Recipe
+from twintune.recipe import Recipe
+from twintune.recipe_sections import ReasoningSection
 
 
 def run_reasoning(recipe: Recipe, output: Path | None) -> Filled:

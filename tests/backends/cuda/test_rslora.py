@@ -14,7 +14,7 @@ from twintune.adapter_plan import seam_lora
 from twintune.backends.cuda import CudaBackend
 from twintune.converters.adapter import make_initial_adapter, write_adapter
 from twintune.models import read_model_config
-from twintune.recipe import LoraSection
+from twintune.recipe_sections import LoraSection
 
 ROW = [3, 17, 90, 33, 5, 64]
 

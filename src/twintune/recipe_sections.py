@@ -1,0 +1,283 @@
+"""The sections of a recipe: every key, its type, its limits and its default.
+
+Names are those of HF TrainingArguments, PEFT LoraConfig and LLaMA-Factory, so that fingers know them.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+
+from twintune.backends.job import OptimizerName, ScheduleName
+from twintune.schedule_settings import schedule_settings
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+FormatName = Literal[
+    "auto",
+    "alpaca",
+    "sharegpt",
+    "messages",
+    "prompt_completion",
+    "question_answer",
+    "message_list",
+    "logic_contest",
+    "math23k",
+    "cmath",
+]
+TargetModule = Literal[
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",  # llama, qwen2, mistral
+    "dense", "fc1", "fc2",  # phi, with q_proj, k_proj, v_proj
+    "Wqkv", "out_proj",  # as Phi-2's remote code had them
+]  # fmt: skip
+BackendName = Literal["auto", "cuda", "ascend"]
+DeviceName = Literal["auto", "cpu", "cuda", "npu"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are refused, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """Which model: a Hugging Face folder, an embedded model's name, or a hub name."""
+
+    name_or_path: str
+    trust_remote_code: bool = False
+    pad_token: str | None = None  # None: chosen by the tokenizer rules of converters.tokens, and printed
+    added_tokens: tuple[str, ...] = ()  # special tokens that the tokenizer gets, such as ChatML's turn marks
+    pad_to_multiple_of: int | None = Field(None, ge=1)  # embeddings are resized to the tokenizer, rounded up to it
+    load_in_4bit: bool = False  # the frozen linear layers of the decoder, as bitsandbytes does for QLoRA
+    bnb_4bit_quant_type: Literal["nf4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = False
+
+
+class DataFile(Section):
+    """Some records, and how often each is taken: 2 twice, 0.25 a quarter of them, chosen by a hash of the record."""
+
+    path: str  # a file, a folder or a glob
+    weight: float = Field(1.0, gt=0)
+
+
+def _as_data_files(value: Any) -> Any:
+    """One path, or a list of paths and of mappings with path and weight."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [{"path": str(item)} if isinstance(item, str | Path) else item for item in values]
+
+
+class DataSection(Section):
+    """Which records, how they are read, rendered, cut and packed."""
+
+    train: Annotated[tuple[DataFile, ...], BeforeValidator(_as_data_files), Field(min_length=1)]
+    format: FormatName = "auto"  # auto: told by the first records
+    instruction_join: Literal["newline", "concatenate", "alpaca"] = "newline"
+    template: str = "tokenizer"  # a template's name, `tokenizer` for its own chat template, or a jinja text
+    system: str | None = None  # None: the template's own system prompt
+    mask_history: bool = False  # train the last answer of a conversation only
+    train_on_prompt: bool = False  # train all that is rendered, not the answers alone
+    split_special_tokens: bool = True  # special tokens written in a record are plain text
+    cutoff_len: int = Field(1024, ge=8)  # tokens of a row
+    truncation_strategy: Literal["right", "left", "delete"] = "right"  # right keeps the prompt and cuts the answer
+    packing: bool = False  # several conversations in one row of cutoff_len, none seeing another
+    max_rejected_share: float = Field(0.01, ge=0, le=1)  # of the records; above it prepare fails
+    val_size: float = Field(0.0, ge=0, lt=1)  # share of the records kept for validation, by a hash of the record
+    preprocessing_num_workers: int | None = Field(None, ge=1)  # processes; None: one for each core
+
+    @field_validator("train_on_prompt")
+    @classmethod
+    def _not_both(cls, train_on_prompt: bool, info: ValidationInfo) -> bool:
+        if train_on_prompt and info.data.get("mask_history"):
+            raise ValueError("should be false where data.mask_history is true")
+        return train_on_prompt
+
+
+def _at_least_one(modules: tuple[TargetModule, ...]) -> tuple[TargetModule, ...]:
+    if not modules:  # Field(min_length=1) would also complain of a list whose one item is wrong
+        raise ValueError("should name at least one layer")
+    return modules
+
+
+class LoraSection(Section):
+    """The adapter, as PEFT's LoraConfig spells it."""
+
+    r: int = Field(8, ge=1)
+    lora_alpha: float = Field(16, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    use_rslora: bool = False  # scale by lora_alpha / sqrt(r) in place of lora_alpha / r
+    modules_to_save: tuple[Literal["embed_tokens", "lm_head"], ...] = ()  # trained whole, beside the matrices
+    target_modules: Annotated[tuple[TargetModule, ...], AfterValidator(_at_least_one)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    )
+
+
+class PtuningV2Section(Section):
+    """Keys and values before the first token of every layer, as PEFT's PrefixTuningConfig spells them."""
+
+    num_virtual_tokens: int = Field(20, ge=1)
+    prefix_projection: bool = False  # made of one embedding by a two-layer network, in place of trained as they are
+    encoder_hidden_size: int | None = Field(None, ge=1)  # of that network
+
+    @field_validator("encoder_hidden_size")
+    @classmethod
+    def _of_the_projection(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is not None and info.data.get("prefix_projection") is False:
+            raise ValueError("should be left out where ptuning_v2.prefix_projection is false")
+        return size
+
+
+def _known_beforehand(kind: Any) -> Any:
+    """Both backends follow one table of learning rates, made before the first step."""
+    if kind in ("reduce_lr_on_plateau", "greedy"):
+        raise ValueError("should be a schedule known before the first step (this one follows the evaluation loss)")
+    return kind
+
+
+class TrainSection(Section):
+    """The optimizer, its schedule and the batch, as HF TrainingArguments spells them."""
+
+    per_device_train_batch_size: int = Field(2, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    num_train_epochs: float = Field(3.0, gt=0)
+    max_steps: int = Field(-1, ge=-1)  # optimizer steps; above 0 it replaces num_train_epochs
+    learning_rate: float = Field(1e-4, gt=0)
+    lr_scheduler_type: Annotated[ScheduleName, BeforeValidator(_known_beforehand)] = "cosine"
+    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # numbers of that type
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)  # of all steps, rounded up
+    warmup_steps: int = Field(0, ge=0)  # above 0 it replaces warmup_ratio
+    optim: OptimizerName = "adamw_torch"
+    sgd_momentum: float = Field(0.0, ge=0, lt=1)  # momentum of torch.optim.SGD, for train.optim: sgd alone
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    group_by_length: bool = False  # batches of rows of like length: less padding, without packing
+    gradient_checkpointing: bool = False  # activations of a layer are computed again for its gradient
+    per_device_eval_batch_size: int = Field(8, ge=1)
+    eval_steps: int | None = Field(None, ge=1)  # evaluate every so many steps, on the rows of data.val_size
+    evals_per_epoch: int | None = Field(None, ge=1)  # in place of eval_steps
+    save_steps: int | None = Field(None, ge=1)  # a checkpoint every so many steps; the last step has one in any case
+    saves_per_epoch: int | None = Field(None, ge=1)  # in place of save_steps
+    save_total_limit: int | None = Field(None, ge=1)  # checkpoints kept: the best and the newest ones
+    save_only_model: bool = False  # checkpoints hold the adapter alone, and no run can be resumed from them
+    load_best_model_at_end: bool = False  # the adapter is that of the checkpoint with the lowest evaluation loss
+    report_to: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow"], ...] = ()
+    run_name: str | None = None  # for report_to; None: the output folder's name
+    seed: int = Field(42, ge=0)
+
+    @field_validator("lr_scheduler_kwargs")
+    @classmethod
+    def _numbers_of_the_schedule(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if not {"lr_scheduler_type", "learning_rate"} <= info.data.keys():  # they are refused themselves
+            return given
+        return schedule_settings(info.data["lr_scheduler_type"], given, info.data["learning_rate"])
+
+    @field_validator("sgd_momentum")
+    @classmethod
+    def _momentum_of_sgd(cls, momentum: float, info: ValidationInfo) -> float:
+        if momentum and info.data.get("optim", "sgd") != "sgd":
+            raise ValueError(f"should be left out where train.optim is {info.data['optim']}")
+        return momentum
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _one_warmup(cls, steps: int, info: ValidationInfo) -> int:
+        if steps and info.data.get("warmup_ratio"):
+            raise ValueError("should be 0 where train.warmup_ratio is given")
+        return steps
+
+    @field_validator("evals_per_epoch", "saves_per_epoch")
+    @classmethod
+    def _one_rhythm(cls, times: int | None, info: ValidationInfo) -> int | None:
+        other = "eval_steps" if info.field_name == "evals_per_epoch" else "save_steps"
+        if times is not None and info.data.get(other) is not None:
+            raise ValueError(f"should be left out where train.{other} is given")
+        return times
+
+    @field_validator("load_best_model_at_end")
+    @classmethod
+    def _best_of_something(cls, best: bool, info: ValidationInfo) -> bool:
+        if best and info.data.get("eval_steps") is None and info.data.get("evals_per_epoch") is None:
+            raise ValueError("should be false where neither train.eval_steps nor train.evals_per_epoch is given")
+        return best
+
+
+class GenerateSection(Section):
+    """How text is generated where the command line does not say."""
+
+    max_new_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0)  # 0: greedy
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)  # 0: no limit
+    seed: int = Field(0, ge=0)
+    sample_prompts: tuple[str, ...] = ()  # answered before and after training in report.md; none: data.val_size's
+    num_samples: int = Field(3, ge=0)  # of validation records, where there are no sample_prompts
+
+
+def _as_paths(value: Any) -> Any:
+    """One path, or a list of them."""
+    return [str(value)] if isinstance(value, str | Path) else value
+
+
+class EvaluateSection(Section):
+    """Which questions `twintune evaluate` asks, and what counts as an answer."""
+
+    test: Annotated[tuple[str, ...], BeforeValidator(_as_paths)] = ()  # files, folders, globs; none: data.val_size's
+    format: FormatName = "auto"
+    answer: Literal["auto", "number", "choice"] = "auto"  # auto: told by each gold answer
+    limit: int | None = Field(None, ge=1)  # of questions, from the first; None: all
+    vote: int = Field(1, ge=1)  # answers drawn for each question; the most frequent one counts
+    retries: int = Field(0, ge=0)  # times a question without any answer is asked again, with new seeds
+
+
+class ReasoningSection(Section):
+    """Who writes the reasoning of a contest's questions: an OpenAI-compatible endpoint, or a local model."""
+
+    input: Annotated[tuple[str, ...], BeforeValidator(_as_paths)] = ()  # files, folders, globs; none: data.train's
+    model: str | None = None  # the endpoint's name for it; without base_url as model.name_or_path
+    base_url: str | None = None  # of the endpoint, such as https://api.openai.com/v1; None: a local model
+    api_key_env: str | None = None  # the environment variable that holds the key, which is written nowhere
+    prompt: str | None = None  # a jinja text of problem, question, options and answer; None: in Chinese, without answer
+    temperature: float = Field(0.7, ge=0)
+    max_new_tokens: int = Field(1024, ge=1)
+    max_attempts: int = Field(3, ge=1)  # answers asked for until one ends in the gold answer
+    require_gold: bool = True  # else a question whose answers all end otherwise is kept without reasoning
+    max_concurrency: int = Field(4, ge=1)  # requests, or answers that a local model decodes together
+    max_retries: int = Field(5, ge=0)  # of a request that got no usable answer
+    timeout: float = Field(120.0, gt=0)  # seconds of one request
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_endpoint(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
+            raise ValueError("should be http:// or https:// with a host and perhaps a path, without name and password")
+        return url
+
+
+class AscendSection(Section):
+    """What only MindFormers knows: keys of its YAML, laid over the generated one."""
+
+    overrides: dict[str, Any] = {}
+
+
+class BackendSection(Section):
+    """What belongs to the machine, and can be given by flags instead."""
+
+    name: BackendName = "auto"
+    device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
+    ascend: AscendSection = AscendSection()
