@@ -7,7 +7,7 @@ import pytest
 from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError
 from twintune.trackers import TrackedRun
-from twintune.tracking import PACKAGES, TRACKERS, Trackers, flat, require_packages
+from twintune.tracking import PACKAGES, TRACKERS, Trackers, require_packages
 
 SETTINGS = {"train.learning_rate": 1e-3, "data.train": [{"path": "data.json", "weight": 1.0}], "model.pad_token": None}
 STEPS = [Step(number, 2.0 / number, 0.5, 1e-3, 30, 0.5) for number in (1, 2)]
@@ -179,7 +179,3 @@ def test_packages_that_are_missing_are_named_at_once(monkeypatch: pytest.MonkeyP
         "run: pip install no_such_mlflow",
     ]
     require_packages(())
-
-
-def test_settings_are_leaves_by_their_path() -> None:
-    assert flat({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}

@@ -15,6 +15,7 @@ from twintune.converters.names import biased_modules
 from twintune.converters.pet_config import to_pet_config
 from twintune.errors import UserError
 from twintune.models import read_model_config, rotary_size
+from twintune.trees import laid_over
 
 LENGTH_MULTIPLE = 16  # NPU matrix units work in blocks of 16
 LEAST_COMPRESSED = 2048  # tokens; MindFormers refuses to compress the mask of shorter rows
@@ -121,15 +122,6 @@ def _require_float32(job: TrainJob) -> None:
             f"recipe: backend.dtype must be float32 for lora.modules_to_save with --backend ascend, got {job.dtype} "
             "(MindFormers would train the head's own half-precision numbers); set backend.dtype=float32"
         )
-
-
-def laid_over(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`overrides` merged into `config`, mapping by mapping; other values replace."""
-    merged = dict(config)
-    for key, value in overrides.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = laid_over(merged[key], value) if both else value
-    return merged
 
 
 def model_section(

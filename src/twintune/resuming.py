@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from twintune.artifacts import MANIFEST, refuse_used_folder, write_json
 from twintune.checkpoints import find_checkpoints
 from twintune.converters.training_state import read_facts
 from twintune.errors import UserError, raise_collected
+from twintune.trees import flat
 
 if TYPE_CHECKING:
     from twintune.training_plan import Run
@@ -45,7 +46,7 @@ def write_started(run: "Run") -> None:
 
 def _facts(run: "Run") -> dict[str, Any]:
     """What decides the numbers of a run, by name."""
-    recipe = dict(_flattened(run.recipe.model_dump(mode="json")))
+    recipe = flat(run.recipe.model_dump(mode="json"))
     deciding = {key: value for key, value in recipe.items() if not key.startswith(FREE)}
     return deciding | {"rows": run.prepared.summary.fingerprint, "backend.dtype": run.dtype.value}
 
@@ -86,11 +87,3 @@ def _differences(run: "Run", folder: Path) -> Iterator[str]:
                 f"{folder}: {key} must be that of the run, {before.get(key)!r}, to resume it, got {now.get(key)!r}; "
                 "use the run's own recipe.yaml, or train into a new folder"
             )
-
-
-def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

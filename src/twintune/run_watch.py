@@ -10,7 +10,8 @@ from twintune.run_curve import CURVE, RunCurve
 from twintune.run_log import EVALUATIONS, LOG, RunLog, read_evaluations, read_steps
 from twintune.run_record import RunRecord, record_session
 from twintune.trackers import TrackedRun
-from twintune.tracking import Trackers, flat
+from twintune.tracking import Trackers
+from twintune.trees import flat
 from twintune.watchers import QuietWatcher, Watchers
 
 if TYPE_CHECKING:

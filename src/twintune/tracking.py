@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError, raise_collected
@@ -111,11 +111,3 @@ def require_packages(names: Sequence[str]) -> None:
         for name in names
         if find_spec(PACKAGES[name]) is None
     )
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings by their path, `section.key`."""
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return leaves

@@ -120,8 +120,8 @@ def swapped_a_and_b(patch: Patch) -> None:
 
     read = train.read_any_adapter
 
-    def swapped(folder: Path) -> tuple[Any, dict[str, NDArray[np.float32]]]:
-        lora, tensors = read(folder)
+    def swapped(folder: Path, **options: Any) -> tuple[Any, dict[str, NDArray[np.float32]]]:
+        lora, tensors = read(folder, **options)
         for name in [name for name in tensors if ".lora_A." in name]:
             a, b = tensors[name], tensors[name.replace("lora_A", "lora_B")]
             if a.shape == b.T.shape:

@@ -138,7 +138,7 @@ def training_fails(patch: Patch) -> None:
     train = cuda("train")
     from twintune.errors import UserError
 
-    def fail(job: TrainJob, model: Any) -> Any:
+    def fail(*_: Any) -> Any:
         raise UserError("step 1: loss must be finite, got nan")
 
     patch.setattr(train, "optimizer_steps", fail)

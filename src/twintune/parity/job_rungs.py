@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.converters.rows import IGNORED, Row
+from twintune.models import DEFAULTS
 from twintune.parity.bundle import PIECES
 from twintune.parity.describe import unflat_rows
 from twintune.parity.pair import Pair, same_rung
 from twintune.parity.verdict import Rung
+from twintune.recipe import Recipe
+from twintune.trees import laid_over
 
 RECIPE, ROWS = "environment and resolved recipe", "rows"
 SHOWN_BEFORE, SHOWN_AFTER = 4, 12  # tokens around the first difference
@@ -19,7 +22,9 @@ SHOWN_BEFORE, SHOWN_AFTER = 4, 12  # tokens around the first difference
 
 def recipe_rung(number: int, pair: Pair) -> Rung:
     """Recipe, model configuration and dtype are equal; versions and devices may differ and are only shown."""
-    differences = [*_differences("", *pair.facts("recipe")), *_differences("model", *pair.facts("model_config"))]
+    recipes = (laid_over(_default_recipe(), recipe) for recipe in pair.facts("recipe"))
+    configs = (DEFAULTS | config for config in pair.facts("model_config"))
+    differences = [*_differences("", *recipes), *_differences("model", *configs)]
     dtypes = pair.facts("dtype")
     if dtypes[0] != dtypes[1]:
         differences.insert(0, ("backend.dtype", *dtypes))
@@ -35,6 +40,11 @@ def recipe_rung(number: int, pair: Pair) -> Rung:
         cause=f"{key} is {first!r} on one side and {second!r} on the other: record both from one recipe",
         details=tuple(f"{key}: {first!r} | {second!r}" for key, first, second in differences),
     )
+
+
+def _default_recipe() -> dict[str, Any]:
+    """What a key means that the twintune of an older bundle did not know: its default."""
+    return Recipe.model_validate({"model": {"name_or_path": "."}, "data": {"train": "."}}).model_dump(mode="json")
 
 
 def _differences(prefix: str, first: Any, second: Any) -> Iterator[tuple[str, Any, Any]]:

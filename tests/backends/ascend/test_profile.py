@@ -14,7 +14,6 @@ from twintune.backends.ascend import runtime
 from twintune.backends.ascend.profile import (
     SCHEDULES,
     compiled_length,
-    laid_over,
     model_section,
     pet_config,
     training_config,
@@ -132,10 +131,6 @@ def test_rope_scaling_is_carried() -> None:
 def test_targets_match_whole_names_only() -> None:
     targets = pet_config(Lora(8, 16, 0.0, ("gate_proj", "q_proj")), "float32")["target_modules"]
     assert targets == "w1$|wq$"
-
-
-def test_overrides_merge_mappings_and_replace_values() -> None:
-    assert laid_over({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
 
 
 @pytest.mark.parametrize(("row_length", "length"), [(1, 16), (16, 16), (17, 32), (2048, 2048)])

@@ -25,7 +25,7 @@ from twintune.converters.prefix_adapter import PROMPT
 from twintune.errors import UserError
 from twintune.generation import Sampling, TextGenerator
 from twintune.models import read_model_config
-from twintune.recipe import PtuningV2Section
+from twintune.recipe_sections import PtuningV2Section
 
 # peft 0.21 asks transformers 5 for gradient checkpointing by its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
