@@ -63,8 +63,7 @@ class PrefixTuning:
 class Quantization:
     """The decoder's frozen linear layers as NF4 codes, as bitsandbytes keeps them (Dettmers et al. 2023)."""
 
-    double_quant: bool
-    block_size: int = 64
+    double_quant: bool  # whether the scales of the blocks are kept in 8 bits
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from twintune.artifacts import cache_folder, new_folder, sha256_file, sha256_jso
 from twintune.backends.job import Quantization
 from twintune.converters.mindspore_checkpoint import write_checkpoint
 from twintune.converters.names import base_names, base_shapes
-from twintune.converters.nf4 import dequantize_absmax, quantize_absmax, quantize_nf4
+from twintune.converters.nf4 import BLOCK_SIZE, dequantize_absmax, quantize_absmax, quantize_nf4
 from twintune.converters.weights import find_weights, renamed, weight_files
 from twintune.errors import raise_collected
 
@@ -45,7 +45,7 @@ def quantized(
         if name not in chosen:
             yield name, tensor
             continue
-        codes, absmax = quantize_nf4(tensor.astype(np.float32), quantization.block_size)
+        codes, absmax = quantize_nf4(tensor.astype(np.float32), BLOCK_SIZE)
         yield name, codes
         yield name + ABSMAX, dequantize_absmax(quantize_absmax(absmax)) if quantization.double_quant else absmax
 
@@ -72,10 +72,10 @@ def network_tensors(
         return
     shapes = quantized_shapes(config)
     raise_collected(
-        f"{folder}: {name} must have a multiple of {quantization.block_size} numbers to be quantized on MindSpore, got "
+        f"{folder}: {name} must have a multiple of {BLOCK_SIZE} numbers to be quantized on MindSpore, got "
         f"{list(shape)}; set model.load_in_4bit to false, or train with --backend cuda"
         for name, shape in shapes.items()
-        if math.prod(shape) % quantization.block_size
+        if math.prod(shape) % BLOCK_SIZE
     )
     yield from quantized(renamed(stored, names, dtype), (names[name] for name in shapes), quantization)
 

@@ -10,7 +10,7 @@ from twintune.backends.ascend.parameters import put_in, to_numpy
 from twintune.backends.job import TrainJob
 from twintune.converters.base_checkpoint import ABSMAX, quantized, quantized_shapes
 from twintune.converters.names import base_names
-from twintune.converters.nf4 import dequantize_nf4
+from twintune.converters.nf4 import BLOCK_SIZE, dequantize_nf4
 from twintune.converters.stored_tensors import WEIGHT_DTYPES, rounded
 from twintune.errors import UserError
 
@@ -39,7 +39,7 @@ class BaseWeights:
                 yield name, to_numpy(parameter)
                 continue
             codes, absmax = parameter.asnumpy(), self._absmax[name + ABSMAX].asnumpy()
-            weight = dequantize_nf4(codes, absmax, self._shapes[name], self._quantization.block_size)
+            weight = dequantize_nf4(codes, absmax, self._shapes[name], BLOCK_SIZE)
             yield name, rounded(weight, self._dtype).astype(np.float32)
 
     def put(self, tensors: Iterable[tuple[str, NDArray[np.float32]]]) -> None:

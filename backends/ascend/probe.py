@@ -23,6 +23,7 @@ from twintune.backends.ascend.stages import keep_stages, kept_outputs
 from twintune.backends.job import TrainJob
 from twintune.backends.matching import check_matrices
 from twintune.converters.base_checkpoint import network_tensors
+from twintune.converters.nf4 import BLOCK_SIZE
 from twintune.converters.rows import IGNORED
 from twintune.converters.saved_modules import trained_names
 from twintune.errors import UserError, raise_collected
@@ -149,7 +150,7 @@ def build_for_training(job: TrainJob) -> tuple[nn.Cell, list[str]]:
     per_token = settings["calculate_per_token_loss"]
     network = build(settings["model"], settings["context"], calculate_per_token_loss=per_token)
     if job.quantization is not None:
-        put_on_nf4(network, job.quantization.block_size)
+        put_on_nf4(network, BLOCK_SIZE)
     return network, settings["train_dataset"]["input_columns"]
 
 

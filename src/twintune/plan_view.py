@@ -7,10 +7,8 @@ from twintune.adapter_plan import adapter_lines, trained_numbers
 from twintune.converters.names import LINEAR_MODULES, linear_shapes
 from twintune.models import unused_dropouts
 from twintune.optimizers import moment_names
-from twintune.schedule import (
-    schedule_words,
-)
-from twintune.training_plan import Run
+from twintune.schedule import schedule_words
+from twintune.training_plan import Run, shortened
 
 FRAMEWORK_MEMORY = "the framework's own buffers come on top, with MindSpore on CPU several GiB"
 
@@ -37,10 +35,28 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("optimizer", f"{run.optimizer.value} ({run.optimizer.reason})"),
         ("schedule", schedule_words(job.schedule)),
         *adapter_lines(run.recipe, job.adapter, run.trainable_parameters),
+        ("base weights", _base_weights(run)),
         ("base's dropout", _base_dropout(run.config)),
+        ("activations", "computed again for the gradient of each layer" if job.gradient_checkpointing else "kept"),
+        ("evaluation", f"{summary.validation_rows} rows after steps: {shortened(job.evaluation_steps)}"),
+        ("checkpoints", f"after steps: {shortened(job.checkpoint_steps)}{_kept(run)}"),
         ("memory, estimated", f"{estimated_memory(run) / 2**30:.2f} GiB of tensors; {FRAMEWORK_MEMORY}"),
         ("output", str(job.output_dir)),
     ]
+
+
+def _base_weights(run: Run) -> str:
+    quantization = run.job.quantization
+    if quantization is None:
+        return f"frozen, in {run.dtype.value}"
+    twice = ", their scales in 8 bits" if quantization.double_quant else ""
+    return f"frozen, the decoder's linear layers in 4 bits (NF4{twice}), the rest in {run.dtype.value}"
+
+
+def _kept(run: Run) -> str:
+    train = run.recipe.train
+    kept = "" if train.save_total_limit is None else f"; at most {train.save_total_limit} stay, the best and the newest"
+    return f"{kept}{'; the adapter alone, none to resume from' if train.save_only_model else ''}"
 
 
 def _base_dropout(config: Mapping[str, Any]) -> str:
@@ -73,11 +89,14 @@ def estimated_memory(run: Run) -> float:
     hidden, inner, layers = (config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     shapes = linear_shapes(config, LINEAR_MODULES)
     embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
-    weights = size * (embeddings + sum(out * width for out, width in shapes.values()))
+    linear = size if job.quantization is None else 0.5 + 4 / 64  # a code, and a share of its block's absmax
+    weights = size * embeddings + linear * sum(out * width for out, width in shapes.values())
     kept = 2 + len(moment_names(job.optimizer))  # weight, gradient and the optimizer's moments, as if in float32
     adapter = 4 * kept * run.trainable_parameters
     tokens = job.order.shape[2] * job.row_length
     attention = config["num_attention_heads"] * job.row_length * size
-    activations = tokens * layers * (size * (10 * hidden + 3 * inner) + attention)
+    layer = size * (10 * hidden + 3 * inner) + attention
+    # Recomputed, each layer keeps its input alone, and one layer at a time has all.
+    activations = tokens * (layers * size * hidden + layer if job.gradient_checkpointing else layers * layer)
     logits = 3 * 4 * tokens * config["vocab_size"]
     return float(weights + adapter + activations + logits)

@@ -62,6 +62,13 @@ class ModelSection(Section):
     bnb_4bit_quant_type: Literal["nf4"] = "nf4"
     bnb_4bit_use_double_quant: bool = False
 
+    @field_validator("bnb_4bit_use_double_quant")
+    @classmethod
+    def _of_four_bits(cls, twice: bool, info: ValidationInfo) -> bool:
+        if twice and not info.data.get("load_in_4bit"):
+            raise ValueError("should be false where model.load_in_4bit is false")
+        return twice
+
 
 class DataFile(Section):
     """Some records, and how often each is taken: 2 twice, 0.25 a quarter of them, chosen by a hash of the record."""

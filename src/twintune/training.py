@@ -53,12 +53,12 @@ def run_training(run: Run) -> None:
 
 def _train(run: Run, keeper: CheckpointKeeper) -> None:
     job = run.job
-    if job.resume_from is not None and job.steps_done == len(job.order):  # killed after its last step
-        take_adapter(job.resume_from, job.output_dir / "adapter")
-        return
     chosen = Chosen(run.backend.value, run.device.value, run.dtype.value)
     with watch_run(run, RunRecord(len(job.order), chosen, plan_lines(run), versions()), [keeper]) as watcher:
-        run.framework.train(job, watcher)
+        if job.resume_from is not None and job.steps_done == len(job.order):  # killed after its last step
+            take_adapter(job.resume_from, job.output_dir / "adapter")
+        else:
+            run.framework.train(job, watcher)
 
 
 def _write_start(run: Run) -> None:
