@@ -96,13 +96,13 @@ def write_adapter(
             write_json(aside / CONFIG, _peft_config(adapter, base_model))
 
 
-def check_adapter_settings(folder: Path, backend: str) -> None:
-    """Refuse an adapter folder that a backend cannot answer with, by its adapter_config.json alone.
+def check_adapter_settings(folder: Path) -> None:
+    """Refuse an adapter folder that no backend answers with, by its adapter_config.json alone.
 
     Raises:
         UserError: what read_adapter_config and read_prefix_config raise.
     """
-    if is_prefix(folder) and backend == "cuda":
+    if is_prefix(folder):
         read_prefix_config(folder)
     else:
         read_adapter_config(folder)

@@ -65,7 +65,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if config.get("peft_type") == "PREFIX_TUNING":
         raise UserError(
             f"{path}: peft_type must be 'LORA' here, got 'PREFIX_TUNING'; a prefix cannot be merged, exported or "
-            "compared: use its folder as it is with --backend cuda or PeftModel.from_pretrained"
+            "compared: use its folder as it is, on either backend or with PeftModel.from_pretrained"
         )
     raise_collected(f"{path}: {problem}" for problem in _problems(config))
     return config

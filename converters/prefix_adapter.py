@@ -17,6 +17,13 @@ PEFT_TYPE = "PREFIX_TUNING"
 PROMPT = "prompt_embeddings"  # PEFT's name for keys and values, made of whatever is trained
 ENCODER = "prefix_encoder.safetensors"  # the trained parameters, where keys and values are made by a network
 EMBEDDING = "prompt_encoder.embedding.weight"
+MINDSPORE_NAMES = {
+    EMBEDDING: "prefix.embedding",
+    "prompt_encoder.transform.0.weight": "prefix.weight_in",
+    "prompt_encoder.transform.0.bias": "prefix.bias_in",
+    "prompt_encoder.transform.2.weight": "prefix.weight_out",
+    "prompt_encoder.transform.2.bias": "prefix.bias_out",
+}
 NUMBERS = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -42,6 +49,11 @@ def prefix_shapes(prefix: PrefixTuning) -> dict[str, tuple[int, ...]]:
 def keys_and_values(prefix: PrefixTuning) -> int:
     """Numbers that one virtual token has: layer by layer its keys, then its values."""
     return prefix.num_layers * 2 * prefix.token_dim
+
+
+def prefix_names(prefix: PrefixTuning) -> dict[str, str]:
+    """Every trained parameter, its name in PEFT's network to that in ours on MindSpore; no transpose lies between."""
+    return {name: MINDSPORE_NAMES[name] for name in prefix_shapes(prefix)}
 
 
 def make_initial_prefix(prefix: PrefixTuning, seed: int) -> Tensors:

@@ -76,7 +76,8 @@ class MeanGradients(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         batch = rows[0].shape[0] // self.accumulation
         losses = ops.zeros_like(ops.cast(self.micro_numbers, ms.float32))
         counts = losses
-        grads = self.hyper_map(zeros, self.weights)
+        # A tuple of one tensor comes out of MindSpore's loop as garbage: the only gradient of a prefix has company.
+        grads = self.hyper_map(zeros, self.weights) + (counts,)  # noqa: RUF005  a graph adds tuples
         micro = ms.Tensor(0, ms.int32)
         while micro < self.accumulation:
             numbers = micro * batch + ops.arange(0, batch)
@@ -84,9 +85,9 @@ class MeanGradients(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
             here = self.micro_numbers == micro
             losses = ops.where(here, more[0].reshape(()), losses)
             counts = ops.where(here, more[1].reshape(()), counts)
-            grads = self.hyper_map(add, grads, more[2])
+            grads = self.hyper_map(add, grads, more[2] + (counts,))
             micro = micro + 1
-        return losses, counts, grads
+        return losses, counts, grads[:-1]
 
     def micro_batch(
         self, rows: tuple[ms.Tensor, ...], sens: ms.Tensor

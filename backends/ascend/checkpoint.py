@@ -7,10 +7,9 @@ import mindspore as ms
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends.ascend.parameters import put_in, to_numpy
+from twintune.backends.ascend.parameters import names_of_trained, put_in, to_numpy
 from twintune.backends.job import TrainJob
 from twintune.backends.matching import check_matrices
-from twintune.converters.saved_modules import trained_names
 from twintune.converters.training_state import TrainingState, read_checkpoint, write_checkpoint
 from twintune.models import read_model_config
 from twintune.optimizers import moment_names
@@ -22,7 +21,7 @@ def save(job: TrainJob, adapter: Mapping[str, NDArray[np.float32]], optimizer: A
     """Write the checkpoint after a step to `job.checkpoint(step)`; MindSpore lets no one read its generators."""
     moments = {name: to_numpy(parameter) for name, parameter in _moments(job, optimizer).items()}
     state = TrainingState(step, "ascend", moments, {})
-    write_checkpoint(job.checkpoint(step), adapter, job.lora, str(job.model), state, only_model=job.save_only_model)
+    write_checkpoint(job.checkpoint(step), adapter, job.adapter, str(job.model), state, only_model=job.save_only_model)
 
 
 def resume(job: TrainJob, adapter: Mapping[str, Any], optimizer: Any) -> None:
@@ -51,7 +50,7 @@ def resume(job: TrainJob, adapter: Mapping[str, Any], optimizer: Any) -> None:
 def _moments(job: TrainJob, optimizer: Any) -> dict[str, Any]:
     """The optimizer's parameters by torch's name of the moment and PEFT's of the matrix."""
     own = {parameter.name: parameter for parameter in optimizer.get_parameters()}
-    names = trained_names(read_model_config(job.model), job.lora)
+    names = names_of_trained(read_model_config(job.model), job.adapter)
     return {
         f"{moment}.{name}": own[f"{PREFIXES[moment]}.{ours}"]
         for name, ours in names.items()

@@ -14,13 +14,18 @@ from mindspore import nn
 from numpy.typing import NDArray
 
 from twintune.backends.ascend.nf4 import put_on_nf4
-from twintune.backends.ascend.parameters import check_base, parameters_by_name, put_in
-from twintune.backends.ascend.profile import compiled_length, context, model_section, pet_config
+from twintune.backends.ascend.parameters import (
+    check_base,
+    names_of_trained,
+    parameters_by_name,
+    put_in,
+    read_adapter_of,
+)
+from twintune.backends.ascend.profile import compiled_length, context, model_section, put_on_adapter_section
 from twintune.backends.ascend.runtime import build
 from twintune.backends.job import Quantization
-from twintune.converters.adapter import read_adapter_for
 from twintune.converters.base_checkpoint import network_tensors
-from twintune.converters.saved_modules import trained_names
+from twintune.converters.nf4 import BLOCK_SIZE
 from twintune.models import read_model_config
 
 
@@ -52,7 +57,7 @@ class MindFormersModel:
         self.pad_token_id = pad_token_id
         self.config = read_model_config(model)
         self.model = model
-        self.adapter = None if adapter is None else read_adapter_for(adapter, self.config)
+        self.adapter = None if adapter is None else read_adapter_of(adapter, self.config)
         self.device = device
         self.dtype = dtype
         self.quantization = quantization
@@ -104,10 +109,10 @@ class MindFormersModel:
         # Flash attention's mask and the paged cache are for MindFormers' own generation loop.
         section["model_config"]["use_flash_attention"] = False
         if self.adapter is not None:
-            section["model_config"]["pet_config"] = pet_config(self.adapter[0], self.dtype)
+            put_on_adapter_section(section, self.adapter[0], self.dtype)
         self.network = build(section, context(self.device))
         if self.quantization is not None:
-            put_on_nf4(self.network, self.quantization.block_size)
+            put_on_nf4(self.network, BLOCK_SIZE)
         self.network.set_train(False)
         self._load(parameters_by_name(self.network))
         self.last = LastLogits(self.network)
@@ -116,8 +121,8 @@ class MindFormersModel:
         put_in(parameters, network_tensors(self.model, self.config, self.dtype, self.quantization))
         trained: set[str] = set()
         if self.adapter is not None:
-            lora, tensors = self.adapter
-            ours = trained_names(self.config, lora)
+            told, tensors = self.adapter
+            ours = names_of_trained(self.config, told)
             put_in(parameters, ((ours[name], tensor) for name, tensor in tensors.items()))
             trained.update(ours.values())
         wanted = network_tensors(self.model, self.config, self.dtype, self.quantization)

@@ -19,8 +19,9 @@ from mindspore.parallel._auto_parallel_context import _set_auto_parallel_context
 
 import twintune.backends.ascend.optimizers
 import twintune.backends.ascend.phi
+import twintune.backends.ascend.prefix
 import twintune.backends.ascend.schedule
-import twintune.backends.ascend.step  # noqa: F401  both register with MindFormers
+import twintune.backends.ascend.step  # noqa: F401  all register with MindFormers
 from twintune.errors import raise_collected
 
 # Read by getattr in BaseTrainer.training_process, though MindFormers' template does not list it.

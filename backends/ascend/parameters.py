@@ -3,7 +3,7 @@
 MindFormers trains and predicts with random weights without a word; nothing here runs on trust.
 """
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import mindspore as ms
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends.job import Lora, TrainJob
+from twintune.backends.job import Lora, PrefixTuning, TrainJob
 from twintune.backends.matching import put_each
-from twintune.converters.adapter import read_adapter_for
+from twintune.converters.adapter import read_adapter_for, read_any_adapter
 from twintune.converters.base_checkpoint import network_tensors
+from twintune.converters.prefix_adapter import is_prefix, prefix_names
 from twintune.converters.saved_modules import trained_names
 from twintune.errors import raise_collected
 from twintune.models import read_model_config
@@ -44,6 +45,26 @@ def _in_dtype_of(parameter: Any, tensor: NDArray[Any]) -> ms.Tensor:
     return ms.Tensor(numbers).astype(parameter.dtype)
 
 
+def names_of_trained(config: Mapping[str, Any], adapter: Lora | PrefixTuning) -> dict[str, str]:
+    """Every trained parameter, PEFT name to MindFormers name.
+
+    Raises:
+        UserError: as trained_names.
+    """
+    return prefix_names(adapter) if isinstance(adapter, PrefixTuning) else trained_names(config, adapter)
+
+
+def read_adapter_of(
+    folder: Path, config: Mapping[str, Any], *, to_train: bool = False
+) -> tuple[Lora | PrefixTuning, dict[str, NDArray[np.float32]]]:
+    """An adapter's settings and numbers by PEFT name, held against the model where it is LoRA.
+
+    Raises:
+        UserError: what read_adapter_for and read_any_adapter raise.
+    """
+    return read_any_adapter(folder, to_train=to_train) if is_prefix(folder) else read_adapter_for(folder, config)
+
+
 def put_on_adapter(job: TrainJob, parameters: dict[str, Any]) -> None:
     """Put a job's initial adapter in, and see that the base is the job's and the adapter alone is trained.
 
@@ -51,17 +72,19 @@ def put_on_adapter(job: TrainJob, parameters: dict[str, Any]) -> None:
         UserError: for every parameter that is missing, misshapen, differs or comes from nowhere.
     """
     config = read_model_config(job.model)
-    _, initial = read_adapter_for(job.initial_adapter, config)
-    names = trained_names(config, job.lora)
+    _, initial = read_adapter_of(job.initial_adapter, config, to_train=True)
+    names = names_of_trained(config, job.adapter)
     put_in(parameters, ((names[name], tensor) for name, tensor in initial.items()))
     held = network_tensors(job.model, config, job.dtype, job.quantization)
     check_base(job.model, parameters, held, set(names.values()))
     check_trainable(parameters, set(names.values()))
 
 
-def adapter_tensors(parameters: dict[str, Any], config: dict[str, Any], lora: Lora) -> dict[str, NDArray[np.float32]]:
+def adapter_tensors(
+    parameters: dict[str, Any], config: dict[str, Any], adapter: Lora | PrefixTuning
+) -> dict[str, NDArray[np.float32]]:
     """All trained parameters by PEFT name, A [r, in] and B [out, r]."""
-    return {name: to_numpy(parameters[ours]) for name, ours in trained_names(config, lora).items()}
+    return {name: to_numpy(parameters[ours]) for name, ours in names_of_trained(config, adapter).items()}
 
 
 def to_numpy(parameter: Any) -> NDArray[np.float32]:

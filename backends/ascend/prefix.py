@@ -32,8 +32,7 @@ class KeysAndValues(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
 
     def __init__(self, prefix: PrefixTuning) -> None:
         super().__init__()
-        self.layers = prefix.num_layers
-        self.shape = (prefix.num_virtual_tokens, prefix.num_layers, 2, prefix.token_dim)
+        self.shape = (prefix.num_virtual_tokens, prefix.num_layers * 2, prefix.token_dim)
         hidden, width = prefix.encoder_hidden_size, keys_and_values(prefix)
         self.projected = hidden is not None
         self.embedding = _parameter("embedding", prefix.num_virtual_tokens, prefix.token_dim if hidden else width)
@@ -49,11 +48,8 @@ class KeysAndValues(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         if self.projected:
             hidden = ops.tanh(ops.matmul(made, ops.transpose(self.weight_in, (1, 0))) + self.bias_in)
             made = ops.matmul(hidden, ops.transpose(self.weight_out, (1, 0))) + self.bias_out
-        by_layer = ops.transpose(ops.reshape(made, self.shape), (1, 2, 0, 3))
-        each = []
-        for layer in range(self.layers):
-            each.append(ops.tile(ops.expand_dims(by_layer[layer], 1), (1, rows, 1, 1)))
-        return tuple(each)
+        every_row = ops.tile(ops.reshape(made, (1, *self.shape)), (rows, 1, 1, 1))
+        return ops.split(ops.transpose(every_row, (2, 0, 1, 3)), 2, axis=0)
 
 
 def _parameter(name: str, *shape: int) -> ms.Parameter:

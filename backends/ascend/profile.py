@@ -10,8 +10,9 @@ from copy import deepcopy
 from typing import Any
 
 from twintune.backends import Choice
-from twintune.backends.job import Lora, Optimizer, OptimizerName, Schedule, TrainJob
+from twintune.backends.job import Lora, Optimizer, OptimizerName, PrefixTuning, Schedule, TrainJob
 from twintune.converters.names import biased_modules
+from twintune.converters.nf4 import BLOCK_SIZE
 from twintune.converters.pet_config import to_pet_config
 from twintune.errors import UserError
 from twintune.models import read_model_config, rotary_size
@@ -88,7 +89,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
             "max_grad_norm": job.optimizer.max_grad_norm,
             "calculate_per_token_loss": True,
             **({"borders": packed_borders(job, device).value} if job.packed else {}),
-            **({"nf4_block_size": job.quantization.block_size} if job.quantization else {}),
+            **({"nf4_block_size": BLOCK_SIZE} if job.quantization else {}),
         },
         "calculate_per_token_loss": True,  # the network then gives (loss sum, trained tokens)
         "optimizer": _optimizer(job.optimizer, device),
@@ -110,14 +111,14 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
             dtype=job.dtype,
         ),
     }
-    config["model"]["model_config"]["pet_config"] = pet_config(job.lora, job.dtype)
+    put_on_adapter_section(config["model"], job.adapter, job.dtype)
     if job.packed and packed_borders(job, device).value == CONVERSATION_ENDS:
         config["model"]["model_config"]["use_eod_attn_mask_compression"] = True
     return laid_over(config, job.overrides)
 
 
 def _require_float32(job: TrainJob) -> None:
-    if job.lora.modules_to_save and job.dtype != "float32":
+    if isinstance(job.adapter, Lora) and job.adapter.modules_to_save and job.dtype != "float32":
         raise UserError(
             f"recipe: backend.dtype must be float32 for lora.modules_to_save with --backend ascend, got {job.dtype} "
             "(MindFormers would train the head's own half-precision numbers); set backend.dtype=float32"
@@ -187,6 +188,27 @@ def _rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
     floats = {key: float(numbers[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")}
     original = {"original_max_position_embeddings": numbers["original_max_position_embeddings"]}
     return {"extend_method": "LLAMA3", "scaling_factor": floats | original}
+
+
+def put_on_adapter_section(section: dict[str, Any], adapter: Lora | PrefixTuning, dtype: str) -> None:
+    """Say in a `model` section what is trained.
+
+    Raises:
+        UserError: for a prefix before another network than MindFormers' own.
+    """
+    settings = section["model_config"]
+    if isinstance(adapter, Lora):
+        settings["pet_config"] = pet_config(adapter, dtype)
+        return
+    if settings["type"] != "LlamaConfig":
+        raise UserError(
+            "recipe: adapter must be lora for phi with --backend ascend, got 'ptuning_v2'; use --backend cuda"
+        )
+    settings["type"], section["arch"]["type"] = "PrefixLlamaConfig", "PrefixLlamaForCausalLM"
+    settings["num_virtual_tokens"] = adapter.num_virtual_tokens
+    settings["encoder_hidden_size"] = adapter.encoder_hidden_size or 0
+    behind = adapter.num_virtual_tokens + settings["seq_length"]
+    settings["max_position_embedding"] = max(behind, settings["max_position_embedding"])
 
 
 def pet_config(lora: Lora, dtype: str) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def build(model: Mapping[str, Any], context: Mapping[str, Any], **arguments: Any
     from mindformers import MindFormerConfig, build_context
     from mindformers.models.build_model import build_network
 
-    import twintune.backends.ascend.phi  # noqa: F401  registers the network with MindFormers
+    import twintune.backends.ascend.phi
+    import twintune.backends.ascend.prefix  # noqa: F401  both register their networks with MindFormers
 
     # A network with LoRA writes an adapter_config.json of its own there; a training run leaves its folder in it.
     os.environ["LOCAL_DEFAULT_PATH"] = str(_logs())

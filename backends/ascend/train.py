@@ -15,13 +15,12 @@ from twintune.backends.ascend.checkpoint import resume, save
 from twintune.backends.ascend.data import ordered_dataset
 from twintune.backends.ascend.evaluation import Evaluator
 from twintune.backends.ascend.keys import check_keys, check_overrides
-from twintune.backends.ascend.parameters import adapter_tensors, parameters_by_name, put_on_adapter
+from twintune.backends.ascend.parameters import adapter_tensors, names_of_trained, parameters_by_name, put_on_adapter
 from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
 from twintune.backends.ascend.runtime import start
-from twintune.backends.job import Step, TrainJob, Watcher
+from twintune.backends.job import PrefixTuning, Step, TrainJob, Watcher
 from twintune.converters.adapter import write_adapter
 from twintune.converters.base_checkpoint import base_checkpoint
-from twintune.converters.saved_modules import trained_names
 from twintune.errors import UserError
 from twintune.models import read_model_config
 
@@ -57,8 +56,8 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         trainer = Trainer(args=config, task="text_generation", train_dataset=dataset, callbacks=[reporter])
         trainer.finetune(finetune_checkpoint=str(base))
     # It looks like PEFT's and is not: its targets are MindFormers' names as a regex, and it has no base.
-    (job.output_dir / "mindformers" / "adapter_config.json").unlink()
-    write_adapter(job.output_dir / "adapter", reporter.adapter, job.lora, str(job.model))
+    (job.output_dir / "mindformers" / "adapter_config.json").unlink(missing_ok=isinstance(job.adapter, PrefixTuning))
+    write_adapter(job.output_dir / "adapter", reporter.adapter, job.adapter, str(job.model))
 
 
 class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
@@ -103,7 +102,7 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
     def _keep(self, number: int, optimizer: Any) -> None:
         """Evaluate and write what is asked for after this step."""
         if number in self.job.snapshot_steps:
-            write_adapter(self.job.snapshot(number), self._adapter(), self.job.lora, str(self.job.model))
+            write_adapter(self.job.snapshot(number), self._adapter(), self.job.adapter, str(self.job.model))
         if self.evaluator and number in self.job.evaluation_steps:
             self.watcher.evaluated(self.evaluator.evaluate(number))
         if number in self.job.checkpoint_steps:
@@ -115,8 +114,8 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
         self.adapter = self._adapter()
 
     def _by_peft_name(self) -> dict[str, Any]:
-        names = trained_names(read_model_config(self.job.model), self.job.lora)
+        names = names_of_trained(read_model_config(self.job.model), self.job.adapter)
         return {name: self.parameters[ours] for name, ours in names.items()}
 
     def _adapter(self) -> dict[str, NDArray[np.float32]]:
-        return adapter_tensors(self.parameters, read_model_config(self.job.model), self.job.lora)
+        return adapter_tensors(self.parameters, read_model_config(self.job.model), self.job.adapter)

@@ -23,15 +23,14 @@ def seam_adapter(recipe: Recipe, config: Mapping[str, Any], backend: str) -> Lor
         backend: that is to train it.
 
     Raises:
-        UserError: as seam_lora; for a prefix on MindFormers, whose own is another job.
+        UserError: as seam_lora; for a prefix before phi on MindSpore.
     """
     if recipe.adapter == "lora":
         return seam_lora(recipe.lora, config)
-    if backend == "ascend":
+    if backend == "ascend" and config["model_type"] == "phi":
         raise UserError(
-            "recipe: adapter must be lora with --backend ascend, got 'ptuning_v2' (MindFormers' ptuning2 keeps the "
-            "prefix in float16, counts positions without it, and fails where several heads share their keys: it would "
-            "be another job); use --backend cuda, or adapter=lora"
+            "recipe: adapter must be lora for phi with --backend ascend, got 'ptuning_v2' (MindFormers has no Phi, and "
+            "ours takes no prefix); use --backend cuda, or adapter=lora"
         )
     return seam_prefix(recipe.ptuning_v2, config)
 

@@ -86,7 +86,7 @@ def load_chat(
     _require_known("dtype", dtype, get_args(DtypeName))
     chosen = choose_backend(backend)
     if adapter is not None:
-        check_adapter_settings(adapter, chosen.value)
+        check_adapter_settings(adapter)
     recipe = adapter_recipe(adapter)
     section = model if isinstance(model, ModelSection) else model_section(recipe, model)
     folder = trained_model(section)

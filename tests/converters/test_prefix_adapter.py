@@ -98,9 +98,8 @@ def test_a_projection_without_its_network_cannot_be_trained_on(tmp_path: Path) -
         read_any_adapter(tmp_path / "adapter", to_train=True)
 
 
-def test_a_prefix_is_neither_merged_nor_exported_nor_answered_with_on_ascend(tmp_path: Path) -> None:
+def test_a_prefix_is_answered_with_and_neither_merged_nor_exported(tmp_path: Path) -> None:
     folder = save(tmp_path / "adapter")
-    check_adapter_settings(folder, "cuda")
-    for refuse in (lambda: read_adapter_config(folder), lambda: check_adapter_settings(folder, "ascend")):
-        with pytest.raises(UserError, match="peft_type must be 'LORA' here, got 'PREFIX_TUNING'"):
-            refuse()
+    check_adapter_settings(folder)
+    with pytest.raises(UserError, match="peft_type must be 'LORA' here, got 'PREFIX_TUNING'"):
+        read_adapter_config(folder)

@@ -72,7 +72,7 @@ def decide_sides(recipe: Recipe, questions: Questions, adapter: Path | None, bac
         machine = {"backend": chosen.value, "device": device.value, "dtype": dtype.value}
         sides.append(Side("base", None, chosen, device, dtype, common | machine | {"adapter": None}))
         if adapter is not None:
-            check_adapter_settings(adapter, chosen.value)
+            check_adapter_settings(adapter)
             hashes = common | machine | {"adapter": _adapter_hashes(adapter)}
             sides.append(Side("tuned", adapter, chosen, device, dtype, hashes))
     return sides

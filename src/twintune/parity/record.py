@@ -92,7 +92,7 @@ def record(recipe: Recipe, output: Path, settings: Settings, peer: Bundle | None
     refuse_used_folder(output)
     if recipe.adapter != "lora":
         raise UserError(
-            f"recipe: adapter must be lora for parity, got {recipe.adapter!r}; --backend cuda alone has prefixes"
+            f"recipe: adapter must be lora for parity, got {recipe.adapter!r}; its rungs measure LoRA matrices"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workshop:
