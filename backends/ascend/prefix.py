@@ -49,7 +49,8 @@ class KeysAndValues(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
             hidden = ops.tanh(ops.matmul(made, ops.transpose(self.weight_in, (1, 0))) + self.bias_in)
             made = ops.matmul(hidden, ops.transpose(self.weight_out, (1, 0))) + self.bias_out
         every_row = ops.tile(ops.reshape(made, (1, *self.shape)), (rows, 1, 1, 1))
-        return ops.split(ops.transpose(every_row, (2, 0, 1, 3)), 2, axis=0)
+        by_layer: tuple[ms.Tensor, ...] = ops.split(ops.transpose(every_row, (2, 0, 1, 3)), 2, axis=0)
+        return by_layer
 
 
 def _parameter(name: str, *shape: int) -> ms.Parameter:
