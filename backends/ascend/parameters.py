@@ -116,10 +116,8 @@ def check_base(
             problems.append(f"network: {name} must be there for the base weights, got no such parameter")
         elif name not in trained and not _same(parameter, array):
             problems.append(f"network: {name} must equal that of {model}, got other values")
-    problems += [
-        f"network: {name} must come from the base weights, got a random parameter" for name in sorted(strangers)
-    ]
-    raise_collected(problems)
+    random = [f"network: {name} must come from the base weights, got a random parameter" for name in sorted(strangers)]
+    raise_collected(random + problems)
 
 
 def _same(parameter: Any, array: NDArray[Any]) -> bool:

@@ -52,9 +52,9 @@ def test_losses_gradient_norms_and_evaluations_agree(trained: Trained) -> None:
     for field in ("loss", "grad_norm", "tokens"):
         one, other = ([getattr(step, field) for step in log.steps] for log in (trained.cuda, trained.ascend))
         np.testing.assert_allclose(one, other, rtol=0, atol=LOSS)
-    (one,), (other,) = trained.cuda.evaluations, trained.ascend.evaluations
-    assert one.tokens == other.tokens
-    assert abs(one.loss - other.loss) < LOSS
+    (on_cuda,), (on_ascend,) = trained.cuda.evaluations, trained.ascend.evaluations
+    assert on_cuda.tokens == on_ascend.tokens
+    assert abs(on_cuda.loss - on_ascend.loss) < LOSS
 
 
 @pytest.mark.parametrize("name", [f"checkpoint-{HALF}", "adapter"])

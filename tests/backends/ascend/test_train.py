@@ -118,7 +118,7 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
     swapped = {name: np.ascontiguousarray(tensor.T) for name, tensor in tensors.items()}
     write_adapter(job.initial_adapter, swapped, LORA, "model")
     job.output_dir.mkdir()
-    with pytest.raises(UserError, match=r"mindpet_delta_lora_a must be \[64, 4\], got a parameter of \[4, 64\]"):
+    with pytest.raises(UserError, match=r"lora_A.weight must be \[4, 64\], got \[64, 4\]; A and B are swapped"):
         load_backend("ascend").train(job, Recorder())
 
 

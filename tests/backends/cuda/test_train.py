@@ -244,4 +244,4 @@ def test_a_base_without_safetensors_is_refused(tmp_path: Path) -> None:
 def test_an_architecture_that_changes_its_logits_is_refused(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "granite", "granite", logits_scaling=8.0)
     with pytest.raises(UserError, match="got granite, which changes them afterwards"):
-        run(make_job(tmp_path, model=model))
+        run(replace(make_job(tmp_path), model=model))
