@@ -98,11 +98,67 @@ def test_a_leaf_at_the_top_is_sent_to_its_section(recipe_file: Path) -> None:
         ),
         ("model.bnb_4bit_quant_type=fp4", "model.bnb_4bit_quant_type must be 'nf4', got 'fp4'"),
         ("model.load_in_4bit=nf4", "model.load_in_4bit must be a valid boolean, unable to interpret input, got 'nf4'"),
+        (
+            "model.bnb_4bit_use_double_quant=true",
+            "model.bnb_4bit_use_double_quant must be false where model.load_in_4bit is false, got True",
+        ),
+        ("model.pad_to_multiple_of=0", "model.pad_to_multiple_of must be greater than or equal to 1, got 0"),
+        ("lora.modules_to_save=[norm]", "lora.modules_to_save.0 must be 'embed_tokens' or 'lm_head', got 'norm'"),
+        (
+            "lora.use_rslora=sometimes",
+            "lora.use_rslora must be a valid boolean, unable to interpret input, got 'sometimes'",
+        ),
+        ("train.warmup_steps=-1", "train.warmup_steps must be greater than or equal to 0, got -1"),
+        ("train.eval_steps=0", "train.eval_steps must be greater than or equal to 1, got 0"),
+        ("train.evals_per_epoch=0", "train.evals_per_epoch must be greater than or equal to 1, got 0"),
+        (
+            "train.save_steps=0.5",
+            "train.save_steps must be a valid integer, got a number with a fractional part, got 0.5",
+        ),
+        ("train.save_total_limit=0", "train.save_total_limit must be greater than or equal to 1, got 0"),
+        (
+            "train.per_device_eval_batch_size=0",
+            "train.per_device_eval_batch_size must be greater than or equal to 1, got 0",
+        ),
+        (
+            "train.load_best_model_at_end=true",
+            "train.load_best_model_at_end must be false where neither "
+            "train.eval_steps nor train.evals_per_epoch is given, got True",
+        ),
+        (
+            "train.gradient_checkpointing=7",
+            "train.gradient_checkpointing must be a valid boolean, unable to interpret input, got 7",
+        ),
+        (
+            "train.report_to=[comet]",
+            "train.report_to.0 must be 'tensorboard', 'wandb', 'swanlab' or 'mlflow', got 'comet'",
+        ),
         ("backend.name=npu", "backend.name must be 'auto', 'cuda' or 'ascend', got 'npu'"),
     ],
 )
 def test_wrong_values_are_told_in_one_sentence(recipe_file: Path, override: str, sentence: str) -> None:
     assert refusal(recipe_file, override) == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["train.warmup_ratio=0.1", "train.warmup_steps=3"],
+            "train.warmup_steps must be 0 where train.warmup_ratio is given, got 3",
+        ),
+        (
+            ["train.eval_steps=3", "train.evals_per_epoch=2"],
+            "train.evals_per_epoch must be left out where train.eval_steps is given, got 2",
+        ),
+        (
+            ["train.save_steps=3", "train.saves_per_epoch=2"],
+            "train.saves_per_epoch must be left out where train.save_steps is given, got 2",
+        ),
+    ],
+)
+def test_what_says_the_same_thing_twice_is_refused(recipe_file: Path, overrides: list[str], sentence: str) -> None:
+    assert refusal(recipe_file, *overrides) == [sentence]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from twintune.backends.job import Schedule, ScheduleName
 from twintune.errors import UserError
 from twintune.recipe_sections import TrainSection
 from twintune.schedule import (
+    checkpoint_steps,
+    evaluation_steps,
     learning_rates,
     make_schedule,
     row_order,
@@ -149,3 +151,26 @@ def test_grouping_by_length_still_mixes_the_rows() -> None:
     longest = lengths[first.reshape(10, 100)].max(axis=1)  # 50 steps of 2 rows are sorted together
     assert len(set(longest)) <= 3, "every stretch has long rows: sorted as a whole they would come all at once"
     assert not np.array_equal(row_order(1000, TrainSection(seed=7, num_train_epochs=2), lengths), one)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ()),
+        ({"save_steps": 3}, (3, 6, 9, 10)),
+        ({"save_steps": 5}, (5, 10)),
+        ({"save_steps": 100}, (10,)),
+        ({"saves_per_epoch": 1}, (4, 8, 10)),  # an epoch is 4 steps
+        ({"saves_per_epoch": 2}, (2, 4, 6, 8, 10)),
+        ({"saves_per_epoch": 3}, (1, 3, 4, 5, 7, 8, 9, 10)),
+        ({"saves_per_epoch": 50}, (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)),
+    ],
+)
+def test_checkpoints_come_in_their_rhythm_and_at_the_end(settings: dict[str, int], expected: tuple[int, ...]) -> None:
+    train = TrainSection(per_device_train_batch_size=2, max_steps=10, **settings)  # type: ignore[arg-type]  # ints
+    assert checkpoint_steps(train, rows=8) == expected
+
+
+def test_evaluation_twice_an_epoch_of_uneven_length() -> None:
+    train = TrainSection(per_device_train_batch_size=2, num_train_epochs=2, evals_per_epoch=2)
+    assert evaluation_steps(train, rows=9) == (2, 4, 7, 9)  # 2.25, 4.5, 6.75 and 9 steps

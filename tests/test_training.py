@@ -190,3 +190,32 @@ def test_versions_name_what_is_installed() -> None:
     assert found["numpy"] == numpy.__version__
     assert found["transformers"] == transformers.__version__
     assert found["python"].startswith("3.")
+
+
+def test_evaluation_without_validation_rows_is_refused(fake: FakeBackend, recipe_file: Path, out: Path) -> None:
+    with pytest.raises(UserError, match=r"data.val_size must keep rows for validation .* got 0.0 and no such row"):
+        decide(load_recipe(recipe_file, ["train.eval_steps=2"]), out)
+
+
+def test_the_best_checkpoint_must_have_been_evaluated(fake: FakeBackend, recipe_file: Path, out: Path) -> None:
+    rhythm = ["data.val_size=0.3", "train.eval_steps=4", "train.save_steps=3", "train.load_best_model_at_end=true"]
+    rule = r"an evaluation at each checkpoint, got checkpoints after steps 3, 6, 9, 10 and evaluations after steps 4, 8"
+    with pytest.raises(UserError, match=rule):
+        decide(load_recipe(recipe_file, rhythm), out)
+
+
+def test_the_plan_says_what_is_evaluated_and_kept(fake: FakeBackend, recipe_file: Path, out: Path) -> None:
+    rhythm = ["data.val_size=0.3", "train.eval_steps=4", "train.save_steps=2", "train.save_total_limit=3"]
+    plan = dict(plan_lines(decide(load_recipe(recipe_file, rhythm), out)))
+    assert plan["evaluation"].endswith("rows after steps: 4, 8, 10")
+    assert plan["checkpoints"] == "after steps: 2, 4, 6, 8, 10; at most 3 stay, the best and the newest"
+    assert plan["base weights"] == "frozen, in float32"
+    assert plan["activations"] == "kept"
+
+
+def test_four_bits_and_recomputing_take_less_memory(fake: FakeBackend, recipe_file: Path, out: Path) -> None:
+    def estimate(*overrides: str) -> float:
+        return estimated_memory(decide(load_recipe(recipe_file, overrides), out))
+
+    assert estimate("model.load_in_4bit=true") < estimate()
+    assert estimate("train.gradient_checkpointing=true") < estimate()
