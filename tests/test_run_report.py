@@ -40,7 +40,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPa
 
 
 def put_in(patch: pytest.MonkeyPatch, fake: FakeBackend) -> FakeBackend:
-    for module in ("training", "chat"):
+    for module in ("training_plan", "chat"):
         patch.setattr(f"twintune.{module}.load_backend", lambda _: fake)
         patch.setattr(f"twintune.{module}.choose_backend", lambda asked: Choice("cuda", f"asked {asked}"))
     return fake
