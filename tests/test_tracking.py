@@ -48,7 +48,6 @@ def read_events(folder: Path) -> list[Any]:
 
 
 def test_tensorboard_has_every_metric(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX", reason="comes with MindFormers or twintune[tracking]")
     assert track(tmp_path, "tensorboard").failures == {}
     told: dict[str, list[tuple[int, float]]] = {}
     for event in read_events(tmp_path / "tensorboard"):
@@ -62,7 +61,6 @@ def test_tensorboard_has_every_metric(tmp_path: Path) -> None:
 
 
 def test_tensorboard_hides_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX", reason="comes with MindFormers or twintune[tracking]")
     track(tmp_path, "tensorboard", steps_done=1)
     starts = [event.step for event in read_events(tmp_path / "tensorboard") if event.HasField("session_log")]
     assert starts == [2]

@@ -56,7 +56,7 @@ def test_a_run_leaves_log_adapter_recipe_and_manifest(fake: FakeBackend, recipe:
     run_training(run)
     names = {path.name for path in out.iterdir()}
     files = {"log.jsonl", "loss_curve.png", "manifest.json", "recipe.yaml", "run.json", "started.json"}
-    assert names == {"adapter", "initial_adapter", *files}
+    assert names == {"adapter", "initial_adapter", *files, "tensorboard"}
     log = log_of(out)
     assert [list(line) for line in log] == [[field.name for field in fields(Step)]] * 10
     assert list(log[0]) == ["step", "loss", "grad_norm", "learning_rate", "tokens", "seconds"]
