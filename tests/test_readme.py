@@ -1,6 +1,5 @@
 """The README tells the truth: its recipe is the smallest one, its commands run, its Python too."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.shipped_recipes import run
 from tests.smallest_recipe import write_smallest_recipe
 from twintune.backends import missing_packages
 
@@ -45,16 +45,16 @@ def test_every_command_is_of_a_known_kind() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"needs both backends, without {', '.join(MISSING)}")
-def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
+def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process, so that the frameworks are imported once; the Python in another."""
     write_smallest_recipe(tmp_path)
-    environment = os.environ | {"TWINTUNE_CACHE": str(tmp_path / "cache")}
+    monkeypatch.setenv("TWINTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
     ran = [shlex.split(command) for command in commands() if command.startswith("twintune ")]
     assert len(ran) == 17
     for _, *arguments in ran:
-        command = [sys.executable, "-m", "twintune", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        run(*arguments)
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
     (python,) = blocks("python")
     program = python.replace('"smollm2-135m-instruct"', '"tiny-llama"').replace("runs/quickstart/ascend", "run")
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+    subprocess.run([sys.executable, "-c", program], check=True)

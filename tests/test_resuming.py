@@ -115,6 +115,7 @@ def series(folder: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not missing_packages("ascend"), reason="forks where PyTorch is alone: nothing here is MindSpore's")
 @pytest.mark.parametrize("name", ["steps", "events", "after_the_last_step"])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(workplace: Path, outcomes: dict[str, list[int]], name: str) -> None:
     *killed, ended = outcomes[name]
