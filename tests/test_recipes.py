@@ -114,9 +114,10 @@ def test_riddles_phi2_qlora(work: Path) -> None:
     with made_up.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([("QUESTIONS", "ANSWERS"), *RIDDLES])
     overrides = [
-        f"data.train={made_up}",
+        f"data.train={real_or('riddles/riddles.csv', made_up)}",
         "model.name_or_path=phi",
-        "data.cutoff_len=128",
+        "data.cutoff_len=256",
+        "data.max_rejected_share=0.1",
         "train.learning_rate=1e-3",
         "generate.num_samples=0",
         "generate.sample_prompts=[]",
@@ -145,9 +146,17 @@ def test_riddles_phi2_qlora(work: Path) -> None:
     assert len(list(merged.glob("model-*.safetensors"))) > 1
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real riddles are not here")
-def test_the_real_riddles_prepare(work: Path) -> None:
-    overrides = [f"data.train={DATA / 'riddles' / 'riddles.csv'}", "model.name_or_path=phi", "train.max_steps=2"]
-    run("prepare", str(YAMLS / "riddles_phi2_qlora.yaml"), *overrides, "--output-dir", str(work / "riddle-rows"))
-    summary = json.loads((work / "riddle-rows" / "manifest.json").read_text())["rows"]
-    assert summary["count"] + summary["validation_rows"] == 386
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data are not here")
+@pytest.mark.parametrize(
+    ("recipe", "data", "model", "rows"),
+    [
+        ("riddles_phi2_qlora", "riddles/riddles.csv", "phi", 386),
+        ("logic_qwen2_7b", "logic/round1_train_data.jsonl", "qwen2", 1421),
+        ("huanhuan_qwen2_1_5b", "huanhuan/huanhuan.json", "qwen2", 3729),
+    ],
+)
+def test_the_real_data_prepare_whole(work: Path, recipe: str, data: str, model: str, rows: int) -> None:
+    overrides = [f"data.train={DATA / data}", f"model.name_or_path={model}", "data.cutoff_len=8192"]
+    run("prepare", str(YAMLS / f"{recipe}.yaml"), *overrides, "--output-dir", str(work / f"{recipe}-rows"))
+    summary = json.loads((work / f"{recipe}-rows" / "manifest.json").read_text())["rows"]
+    assert summary["count"] + summary["validation_rows"] == rows

@@ -167,7 +167,7 @@ def test_grouping_by_length_still_mixes_the_rows() -> None:
     ],
 )
 def test_checkpoints_come_in_their_rhythm_and_at_the_end(settings: dict[str, int], expected: tuple[int, ...]) -> None:
-    train = TrainSection(per_device_train_batch_size=2, max_steps=10, **settings)  # type: ignore[arg-type]  # ints
+    train = TrainSection(per_device_train_batch_size=2, max_steps=10, **settings)
     assert checkpoint_steps(train, rows=8) == expected
 
 
