@@ -43,7 +43,7 @@ declare -A environments=([both]=both [cuda]=cuda [both-compares]=both [both-rest
 declare -A arguments=()
 if [ $# -eq 0 ]; then
     runs=(both-compares both-rest cuda)
-    arguments=([both-compares]="${compares[*]}" [both-rest]="tests ${compares[*]/#/--ignore=}")
+    arguments=([both-compares]="${compares[*]}" [both-rest]="tests ${compares[*]/#/--ignore=}" [cuda]="-m not(once)")
 fi
 echo "== tests in ${runs[*]}, side by side; each prints when it has ended"
 declare -A suites=()

@@ -17,6 +17,8 @@ from twintune import backends
 from twintune.backends import has_npu, missing_packages
 from twintune.cli import main
 
+pytestmark = pytest.mark.once
+
 GOOD = json.dumps(RECORDS[0], ensure_ascii=False)
 COMMANDS = {
     "convert": ["convert", "data.json", "-o", "out"],

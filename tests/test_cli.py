@@ -164,6 +164,7 @@ def ask(work: Path, backend: str, adapter: str) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(missing_packages("cuda")), reason="trains with torch")
+@pytest.mark.skipif(not missing_packages("ascend"), reason="where both backends are, test_readme.py trains on it")
 def test_the_smallest_recipe_on_cuda(work: Path) -> None:
     write_smallest_recipe(work)
     train_and_ask(work, "cuda")

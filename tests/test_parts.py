@@ -19,6 +19,8 @@ from twintune.recipe import Recipe, load_recipe
 from twintune.row_maker import Item, RowMaker
 from twintune.shards import merge_shards, parse_shard, prepare_shard
 
+pytestmark = pytest.mark.once
+
 RECORDS = 30
 PROGRAM = """
 import os, signal, sys

@@ -12,6 +12,8 @@ from twintune.converters.formats import load_format
 from twintune.converters.sources import Rejection, read_file
 from twintune.errors import UserError
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:

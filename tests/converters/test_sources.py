@@ -13,6 +13,8 @@ from twintune.converters import source_text
 from twintune.converters.sources import Record, Rejection, read_file, stable_hash
 from twintune.errors import UserError
 
+pytestmark = pytest.mark.once
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3))

@@ -17,6 +17,8 @@ from twintune.cli import main
 from twintune.converters.formats import load_format
 from twintune.converters.sources import Record, read_file
 
+pytestmark = pytest.mark.once
+
 SAMPLE = Path(__file__).parents[1] / "data" / "logic_contest.jsonl"
 RECORDS = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
 GOLD = {question["question"]: question["answer"] for record in RECORDS for question in record["questions"]}

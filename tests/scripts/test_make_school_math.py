@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_school_math.py"
 ENDINGS = {"en": re.compile(r"\. The answer is (\d+)\.$"), "zh": re.compile(r"。答案是：(\d+)$")}
 OPERATORS = {"+": add, "-": sub, "*": mul, "×": mul, "/": truediv, "÷": truediv}
