@@ -161,14 +161,25 @@ def _special(texts: Sequence[str]) -> list[Any]:
     return [AddedToken(text, special=True, normalized=False) for text in texts]
 
 
+def _made_of_sentencepiece(folder: Path) -> bool:
+    return not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file()
+
+
 def _read(folder: Path, trust_remote_code: bool) -> Any:
     """The fast tokenizer of transformers."""
     if not missing_packages("ascend"):
         # transformers may read a SentencePiece model with protobuf, and MindSpore's own messages, should it be
         # imported later, need this; MindSpore sets it too, which is too late by then.
         os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+    import transformers
     from transformers import AutoTokenizer
 
+    if int(transformers.__version__.split(".")[0]) > 4 and _made_of_sentencepiece(folder):
+        raise UserError(
+            f"{folder}: tokenizer.json must be there with transformers {transformers.__version__}, got tokenizer.model "
+            "alone, of which it makes another tokenizer (without bos, other spaces); save tokenizer.json with "
+            "transformers 4, or remove tokenizer_config.json: then SentencePiece itself is used"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -7,7 +7,7 @@ import pytest
 from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError
 from twintune.trackers import TrackedRun
-from twintune.tracking import PACKAGES, TRACKERS, Trackers, require_packages
+from twintune.tracking import PACKAGES, TRACKERS, Trackers, choose_trackers
 
 SETTINGS = {"train.learning_rate": 1e-3, "data.train": [{"path": "data.json", "weight": 1.0}], "model.pad_token": None}
 STEPS = [Step(number, 2.0 / number, 0.5, 1e-3, 30, 0.5) for number in (1, 2)]
@@ -48,6 +48,7 @@ def read_events(folder: Path) -> list[Any]:
 
 
 def test_tensorboard_has_every_metric(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX", reason="comes with MindFormers or twintune[tracking]")
     assert track(tmp_path, "tensorboard").failures == {}
     told: dict[str, list[tuple[int, float]]] = {}
     for event in read_events(tmp_path / "tensorboard"):
@@ -61,6 +62,7 @@ def test_tensorboard_has_every_metric(tmp_path: Path) -> None:
 
 
 def test_tensorboard_hides_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX", reason="comes with MindFormers or twintune[tracking]")
     track(tmp_path, "tensorboard", steps_done=1)
     starts = [event.step for event in read_events(tmp_path / "tensorboard") if event.HasField("session_log")]
     assert starts == [2]
@@ -171,9 +173,9 @@ def test_packages_that_are_missing_are_named_at_once(monkeypatch: pytest.MonkeyP
     for name in ("wandb", "mlflow"):
         monkeypatch.setitem(PACKAGES, name, f"no_such_{name}")
     with pytest.raises(UserError) as error:
-        require_packages(("wandb", "mlflow"))
+        choose_trackers(("wandb", "mlflow"))
     assert [message.rpartition("; ")[2] for message in error.value.messages] == [
         "run: pip install no_such_wandb",
         "run: pip install no_such_mlflow",
     ]
-    require_packages(())
+    choose_trackers(())

@@ -16,6 +16,7 @@ from twintune.errors import UserError
 from twintune.plan_view import estimated_memory, plan_lines
 from twintune.recipe import Recipe, load_recipe
 from twintune.schedule import row_order, warmup_steps
+from twintune.tracking import choose_trackers
 from twintune.training import run_training, versions
 from twintune.training_plan import Run, decide
 
@@ -56,7 +57,7 @@ def test_a_run_leaves_log_adapter_recipe_and_manifest(fake: FakeBackend, recipe:
     run_training(run)
     names = {path.name for path in out.iterdir()}
     files = {"log.jsonl", "loss_curve.png", "manifest.json", "recipe.yaml", "run.json", "started.json"}
-    assert names == {"adapter", "initial_adapter", *files, "tensorboard"}
+    assert names == {"adapter", "initial_adapter", *files, *choose_trackers(None)}
     log = log_of(out)
     assert [list(line) for line in log] == [[field.name for field in fields(Step)]] * 10
     assert list(log[0]) == ["step", "loss", "grad_norm", "learning_rate", "tokens", "seconds"]

@@ -8,6 +8,7 @@ from twintune.converters.names import LINEAR_MODULES, linear_shapes
 from twintune.models import unused_dropouts
 from twintune.optimizers import moment_names
 from twintune.schedule import schedule_words
+from twintune.tracking import trackers_line
 from twintune.training_plan import Run, shortened
 
 FRAMEWORK_MEMORY = "the framework's own buffers come on top, with MindSpore on CPU several GiB"
@@ -40,6 +41,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("activations", "computed again for the gradient of each layer" if job.gradient_checkpointing else "kept"),
         ("evaluation", f"{summary.validation_rows} rows after steps: {shortened(job.evaluation_steps)}"),
         ("checkpoints", f"after steps: {shortened(job.checkpoint_steps)}{_kept(run)}"),
+        ("trackers", trackers_line(run.recipe.train.report_to)),
         ("memory, estimated", f"{estimated_memory(run) / 2**30:.2f} GiB of tensors; {FRAMEWORK_MEMORY}"),
         ("output", str(job.output_dir)),
     ]

@@ -182,7 +182,8 @@ class TrainSection(Section):
     save_total_limit: int | None = Field(None, ge=1)  # checkpoints kept: the best and the newest ones
     save_only_model: bool = False  # checkpoints hold the adapter alone, and no run can be resumed from them
     load_best_model_at_end: bool = False  # the adapter is that of the checkpoint with the lowest evaluation loss
-    report_to: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow"], ...] = ("tensorboard",)
+    # None: TensorBoard, where tensorboardX is installed
+    report_to: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow"], ...] | None = None
     run_name: str | None = None  # for report_to; None: the output folder's name
     seed: int = Field(42, ge=0)
 

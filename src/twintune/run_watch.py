@@ -10,7 +10,7 @@ from twintune.run_curve import CURVE, RunCurve
 from twintune.run_log import EVALUATIONS, LOG, RunLog, read_evaluations, read_steps
 from twintune.run_record import RunRecord, record_session
 from twintune.trackers import TrackedRun
-from twintune.tracking import Trackers
+from twintune.tracking import Trackers, choose_trackers
 from twintune.trees import flat
 from twintune.watchers import QuietWatcher, Watchers
 
@@ -49,7 +49,7 @@ def watch_run(run: "Run", record: RunRecord, others: Sequence[Watcher] = ()) -> 
     tracked = TrackedRun(folder, train.run_name or folder.resolve().name, settings, job.steps_done)
     with ExitStack() as stack:
         session = stack.enter_context(record_session(folder, record, job.steps_done))
-        trackers = stack.enter_context(Trackers(train.report_to, tracked))
+        trackers = stack.enter_context(Trackers(choose_trackers(train.report_to), tracked))
         session.trackers = trackers.failures  # one that fails while it closes is in there too
         curve = stack.enter_context(RunCurve(folder / CURVE, steps, evaluations))
         log = stack.enter_context(RunLog(folder, job.steps_done))

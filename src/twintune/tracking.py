@@ -100,14 +100,25 @@ def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def require_packages(names: Sequence[str]) -> None:
-    """Check that what trackers need is installed, without importing it.
+def choose_trackers(asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The trackers that are asked for, or TensorBoard where its writer is installed; none is imported.
 
     Raises:
-        UserError: for every one that is not.
+        UserError: for every one that is asked for and not installed.
     """
+    if asked is None:
+        return ("tensorboard",) if find_spec(PACKAGES["tensorboard"]) else ()
     raise_collected(
         f"recipe: train.report_to {name!r} must have its package installed, got none; run: pip install {PACKAGES[name]}"
-        for name in names
+        for name in asked
         if find_spec(PACKAGES[name]) is None
     )
+    return tuple(asked)
+
+
+def trackers_line(asked: Sequence[str] | None) -> str:
+    """What the plan says of the trackers."""
+    chosen = ", ".join(choose_trackers(asked))
+    if asked is not None:
+        return chosen or "none, as asked"
+    return f"{chosen} (its writer is installed)" if chosen else "none (pip install tensorboardX for TensorBoard's)"

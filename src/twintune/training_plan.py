@@ -22,7 +22,7 @@ from twintune.schedule import (
     row_order,
     step_count,
 )
-from twintune.tracking import require_packages
+from twintune.tracking import choose_trackers
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def decide(recipe: Recipe, output_dir: Path) -> Run:
     Raises:
         UserError: for everything that would stop the run later.
     """
-    require_packages(recipe.train.report_to)
+    choose_trackers(recipe.train.report_to)
     asked = recipe.backend
     backend = choose_backend(asked.name)
     framework = load_backend(backend.value)
