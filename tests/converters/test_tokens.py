@@ -190,7 +190,7 @@ def test_folders_without_a_readable_tokenizer_are_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"tokenizer\.model: the tokenizer must be a SentencePiece model"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UserError, match="a tokenizer that transformers reads|tokenizer.json must be there"):
+    with pytest.raises(UserError, match=r"a tokenizer that transformers reads|tokenizer\.json must be there"):
         load_tokenizer(tmp_path)
 
 
