@@ -64,6 +64,11 @@ def stable_hash(value: Any) -> float:
     return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 11) / 2**53  # a double holds 53 bits
 
 
+def is_for_validation(value: Any, val_size: float) -> bool:
+    """Whether a record is of the share that data.val_size keeps for validation: told by its own hash."""
+    return stable_hash(value) < val_size
+
+
 def _values(path: Path) -> Iterator[Any]:
     if path.suffix.lower() == ".parquet" or next(read_bytes(path)).startswith(PARQUET_MAGIC):
         return read_parquet(path)

@@ -26,13 +26,14 @@ class TrainingState:
     Attributes:
         step: optimizer steps done. Learning rate and rows of the next follow from it.
         backend: which one wrote it.
-        optimizer: float32 arrays by torch's name of the moment and PEFT's of the parameter, such as `exp_avg.NAME`.
+        optimizer: by torch's name of the moment and PEFT's of the parameter, such as `exp_avg.NAME`: float32 arrays,
+            or an 8-bit optimizer's codes with the largest number of each block.
         generators: uint8 states of the random generators by device; dropout draws from them.
     """
 
     step: int
     backend: str
-    optimizer: Mapping[str, NDArray[np.float32]]
+    optimizer: Mapping[str, NDArray[Any]]
     generators: Mapping[str, NDArray[np.uint8]]
 
 

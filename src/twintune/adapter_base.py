@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from twintune.artifacts import sha256_file
+from twintune.artifacts import RECIPE, sha256_file
 from twintune.backends import Choice
 from twintune.backends.job import Lora
 from twintune.chat import adapter_recipe
@@ -107,7 +107,7 @@ def _settings_file(checkpoint: Path) -> Path | None:
 
 
 def _base_of_run(file: Path) -> str | None:
-    recipe = file.with_name("recipe.yaml")
+    recipe = file.with_name(RECIPE)
     if not recipe.is_file():
         return None
     model = load_recipe(recipe).model

@@ -16,6 +16,7 @@ import yaml
 from twintune.errors import UserError
 
 MANIFEST = "manifest.json"
+RECIPE = "recipe.yaml"  # the resolved recipe, beside whatever it made
 SEAL = "sha256_of_the_rest"
 FLOAT = "tag:yaml.org,2002:float"
 # YAML 1.1, and so PyYAML, reads 1e-4 as a string (it wants 1.0e-4); nobody means the string.

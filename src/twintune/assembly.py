@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from twintune import __version__
-from twintune.artifacts import new_file, new_folder, sha256_file
+from twintune.artifacts import RECIPE, new_file, new_folder, sha256_file
 from twintune.backends import Choice
 from twintune.conversation_facts import Conversations, gather_conversations
 from twintune.converters import arrow, mindrecord
@@ -96,7 +96,7 @@ def assemble(
             raise UserError("data.val_size: at least one conversation must be left to train on, got none; lower it")
         write_rows(parts, aside, formats, facts, process_count(recipe.data))
         write_rejected(parts, names, aside / REJECTED)
-        recipe.save(aside / "recipe.yaml")
+        recipe.save(aside / RECIPE)
         summary = summarize(parts, facts, recipe, made)
         data = recipe.data.model_dump(mode="json", exclude={"train"})
         made_with = {"twintune": __version__, "tokenizer_sha256": made.tokenizer_sha256, "data": data}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
+from twintune.artifacts import RECIPE
 from twintune.backends import Choice, choose_backend, load_backend
 from twintune.converters.adapter import check_adapter_settings
 from twintune.converters.conversation import Message
@@ -142,9 +143,9 @@ def stop_token_ids(tokenizer: Tokenizer, template: Template | None) -> list[int]
 
 def adapter_recipe(adapter: Path | None) -> Recipe | None:
     """The recipe saved beside an adapter, if there is one."""
-    if adapter is None or not (adapter / "recipe.yaml").is_file():
+    if adapter is None or not (adapter / RECIPE).is_file():
         return None
-    return load_recipe(adapter / "recipe.yaml")
+    return load_recipe(adapter / RECIPE)
 
 
 def recipe_sampling(section: GenerateSection) -> Sampling:

@@ -28,11 +28,10 @@ def best_checkpoint(run_folder: Path, losses: Mapping[int, float]) -> int | None
 
 def take_adapter(checkpoint: Path, adapter: Path) -> None:
     """Make the adapter of a checkpoint that of the run."""
-    with new_folder(adapter.with_name(".adapter")) as aside:
+    shutil.rmtree(adapter, ignore_errors=True)  # a kill from here on leaves a run that has not ended, and goes on
+    with new_folder(adapter) as aside:
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(checkpoint / name, aside / name)
-    shutil.rmtree(adapter, ignore_errors=True)
-    adapter.with_name(".adapter").rename(adapter)
 
 
 class CheckpointKeeper(QuietWatcher):

@@ -35,6 +35,7 @@ def evaluate(
     """
     from rich.console import Console
 
+    from twintune.artifacts import RECIPE
     from twintune.evaluation.evaluate import evaluate_sides
     from twintune.evaluation.questions import read_questions
     from twintune.evaluation.report import difference_lines, make_report, score_table, write_report
@@ -56,6 +57,6 @@ def evaluate(
     console.print(score_table(report))
     for line in difference_lines(report):
         console.print(line, markup=False, highlight=False)
-    loaded.save(output_dir / "recipe.yaml")
+    loaded.save(output_dir / RECIPE)
     written = write_report(report, outcomes, output_dir)
     print(f"report: {', '.join(str(path) for path in written)}")

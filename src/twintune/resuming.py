@@ -60,14 +60,16 @@ def go_on(run: "Run") -> "tuple[Run, str]":
         UserError: if the folder holds something else, a run that has ended, or one of another recipe or rows.
     """
     folder = run.job.output_dir
-    for half_written in folder.glob(".*.part"):
-        shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
     if not (folder / STARTED).is_file():
+        for half_written in folder.glob(f".{STARTED}.*.part"):  # a foreign folder's files are not touched
+            half_written.unlink()
         refuse_used_folder(folder)
         return run, f"nothing to resume in {folder}: starts at the first step"
     if (folder / MANIFEST).is_file():
         raise UserError(f"{folder}: --resume must find a stopped run, got one that has ended; name a new folder")
     raise_collected(_differences(run, folder))
+    for half_written in folder.glob(".*.part"):
+        shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
     shutil.rmtree(folder / "adapter", ignore_errors=True)
     checkpoints = find_checkpoints(folder)
     if not checkpoints:

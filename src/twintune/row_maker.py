@@ -9,7 +9,7 @@ from twintune.converters.conversation import NothingTrained
 from twintune.converters.encoding import encode_batch
 from twintune.converters.formats import RecordFormat
 from twintune.converters.rows import Row, TooLong, label_batch
-from twintune.converters.sources import stable_hash
+from twintune.converters.sources import is_for_validation
 from twintune.converters.templates import Segment, Template
 from twintune.converters.tokenizer import Encoding, Tokenizer
 from twintune.errors import UserError
@@ -96,7 +96,7 @@ class RowMaker:
                 reason = "; ".join(errors[0].messages)
                 rejected.append(Rejected(item.file, item.record, _kind(errors[0]), reason))
             else:
-                validation = self.data.val_size > 0 and stable_hash(item.value) < self.data.val_size
+                validation = self.data.val_size > 0 and is_for_validation(item.value, self.data.val_size)
                 kept += [self._kept(item, row, validation) for row in made if isinstance(row, Row)]
         return kept, rejected
 

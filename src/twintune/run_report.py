@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twintune.artifacts import MANIFEST, new_file
+from twintune.artifacts import MANIFEST, RECIPE, new_file
 from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError
 from twintune.html_page import render_page
@@ -71,7 +71,7 @@ def write_run_report(folder: Path, overrides: Sequence[str] = ()) -> Path:
     Raises:
         UserError: for a folder that holds no run, or a run without a step.
     """
-    recipe = load_recipe(folder / "recipe.yaml", overrides)
+    recipe = load_recipe(folder / RECIPE, overrides)
     record = read_record(folder)
     steps, evaluations = read_steps(folder / LOG), read_evaluations(folder / EVALUATIONS)
     if not steps:
@@ -88,7 +88,7 @@ def write_run_report(folder: Path, overrides: Sequence[str] = ()) -> Path:
             Table("What was chosen, and why", ("what", "choice"), record.plan),
             Table("Versions", ("package", "version"), list(record.versions.items())),
         ),
-        (folder / "recipe.yaml").read_text(encoding="utf-8"),
+        (folder / RECIPE).read_text(encoding="utf-8"),
     )
     _write(folder / HTML, _page(report, folder / CURVE))
     _write(folder / MARKDOWN, _markdown(report))

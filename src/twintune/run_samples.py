@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,10 +14,9 @@ from twintune.chat import load_chat, recipe_sampling
 from twintune.checkpoints import find_checkpoints
 from twintune.converters.adapter import WEIGHTS
 from twintune.converters.prefix_adapter import is_prefix
-from twintune.converters.sources import Rejection, read_file, stable_hash
 from twintune.errors import UserError
+from twintune.evaluation.questions import validation_conversations
 from twintune.generation import Sampling
-from twintune.origin import find_sources
 from twintune.recipe import Recipe
 from twintune.recipe_sections import DataSection
 from twintune.run_record import Chosen
@@ -137,12 +137,6 @@ def sample_questions(recipe: Recipe) -> list[str]:
 
 def _validation_questions(data: DataSection) -> Iterator[str]:
     """The first question of each validation record; what prepare rejects is in its rejected.jsonl."""
-    for source in find_sources(data):
-        for record in read_file(source.path):
-            if isinstance(record, Rejection) or stable_hash(record.value) >= data.val_size:
-                continue
-            try:
-                (conversation, *_) = source.format.conversations(record.value, str(record.row))
-            except UserError:
-                continue
-            yield next(message.text for message in conversation.messages if message.role == "human")
+    for _, conversations in groupby(validation_conversations(data, left_out=[]), key=itemgetter(0)):
+        _, first = next(conversations)
+        yield next(message.text for message in first.messages if message.role == "human")

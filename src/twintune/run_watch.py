@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from twintune.artifacts import RECIPE
 from twintune.backends.job import Watcher
 from twintune.progress import Progress
 from twintune.run_curve import CURVE, RunCurve
@@ -26,7 +27,7 @@ class RecipeKeeper(QuietWatcher):
 
     def saved(self, step: int) -> None:
         """Write recipe.yaml into the checkpoint."""
-        self.run.recipe.save(self.run.job.checkpoint(step) / "recipe.yaml")
+        self.run.recipe.save(self.run.job.checkpoint(step) / RECIPE)
 
 
 @contextmanager

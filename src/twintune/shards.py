@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from twintune.artifacts import (
     MANIFEST,
+    RECIPE,
     changed_files,
     new_folder,
     read_sealed,
@@ -24,8 +25,6 @@ from twintune.parts import Shard, build_parts, part_folder
 from twintune.prepare import installed_formats, note_place, parts_folder
 from twintune.prepared import Prepared
 from twintune.recipe import Recipe, load_recipe
-
-RECIPE = "recipe.yaml"
 
 
 def parse_shard(text: str) -> Shard:

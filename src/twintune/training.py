@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
-from twintune.artifacts import MANIFEST, refuse_used_folder, sha256_file, write_json
+from twintune.artifacts import MANIFEST, RECIPE, refuse_used_folder, sha256_file, write_json
 from twintune.checkpoints import CheckpointKeeper, best_checkpoint, take_adapter
 from twintune.converters.adapter import WEIGHTS, write_initial_adapter
 from twintune.plan_view import plan_lines
@@ -16,7 +16,6 @@ from twintune.run_record import Chosen, RunRecord
 from twintune.run_watch import watch_run
 from twintune.training_plan import Run
 
-RECIPE = "recipe.yaml"
 PACKAGES = ("torch", "peft", "mindspore", "mindformers", "transformers", "tokenizers", "numpy")
 
 

@@ -10,11 +10,12 @@ from twintune.converters.conversation import Conversation, Message
 from twintune.converters.data_files import find_files
 from twintune.converters.faults import shown
 from twintune.converters.formats import RecordFormat, load_format
-from twintune.converters.sources import Rejection, read_file, stable_hash
+from twintune.converters.sources import Rejection, is_for_validation, read_file
 from twintune.errors import UserError, raise_collected
 from twintune.evaluation.answers import Kind, answer_kind, final_answer
 from twintune.origin import find_sources
 from twintune.recipe import Recipe
+from twintune.recipe_sections import DataSection
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def read_questions(recipe: Recipe) -> Questions:
         pairs = _test_conversations(recipe, problems)
     elif recipe.data.val_size:
         found = Questions(f"data.val_size: {recipe.data.val_size:g} of data.train")
-        pairs = _validation_conversations(recipe, found.left_out)
+        pairs = validation_conversations(recipe.data, found.left_out)
     else:
         raise UserError(
             "recipe: evaluate.test must name files of questions, or data.val_size must be above 0, got neither; "
@@ -101,9 +102,15 @@ def _test_conversations(recipe: Recipe, problems: list[str]) -> Iterator[tuple[P
             yield from _conversations(path, record_format, None, problems)
 
 
-def _validation_conversations(recipe: Recipe, left_out: list[str]) -> Iterator[tuple[Place, Conversation]]:
-    for source in find_sources(recipe.data):
-        yield from _conversations(source.path, source.format, recipe.data.val_size, left_out)
+def validation_conversations(data: DataSection, left_out: list[str]) -> Iterator[tuple[Place, Conversation]]:
+    """The conversations of the records that data.val_size keeps, each with its file and row.
+
+    Args:
+        data: of the recipe.
+        left_out: gets a sentence for each record that breaks a rule.
+    """
+    for source in find_sources(data):
+        yield from _conversations(source.path, source.format, data.val_size, left_out)
 
 
 def _conversations(
@@ -113,7 +120,7 @@ def _conversations(
     for record in read_file(path):
         if isinstance(record, Rejection):
             problems.append(f"{path}: row {record.row}: {record.reason}")
-        elif share is None or stable_hash(record.value) < share:
+        elif share is None or is_for_validation(record.value, share):
             try:
                 for conversation in record_format.conversations(record.value, str(record.row)):
                     yield (path, record.row), conversation
