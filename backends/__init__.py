@@ -30,6 +30,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Device:
+    """What is found of a device.
+
+    Attributes:
+        name: as its driver says.
+        memory: bytes in all; None on a CPU, whose memory others use too.
+    """
+
+    name: str
+    memory: int | None
+
+
+@dataclass(frozen=True)
 class Forward:
     """What a network computed for one row, before anything is trained.
 
@@ -107,6 +120,9 @@ class Backend(Protocol):
 
     def choose_device(self, asked: str) -> Choice:
         """`auto` or a device name to a device that is there. Raises UserError if it is not."""
+
+    def describe_device(self, device: str) -> Device:
+        """What is found of a device that choose_device gave."""
 
     def choose_dtype(self, asked: str, device: str) -> Choice:
         """`auto` or a dtype name to one this backend computes in there. Raises UserError if it cannot."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, Forward, Name, StepGradients
+from twintune.backends import Choice, Device, Forward, Name, StepGradients
 from twintune.backends.job import Quantization, Step, TrainJob, Watcher
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.converters.weights import read_weights
@@ -29,6 +29,9 @@ class FakeBackend:
 
     def choose_device(self, asked: str) -> Choice:
         return Choice("cpu", f"asked {asked}")
+
+    def describe_device(self, device: str) -> Device:
+        return Device("Fake 910B", None)
 
     def choose_dtype(self, asked: str, device: str) -> Choice:
         return Choice("float32", f"asked {asked} on {device}")

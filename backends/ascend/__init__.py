@@ -6,7 +6,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, LanguageModel, Name, Probe
+from twintune.backends import Choice, Device, LanguageModel, Name, Probe
 from twintune.backends.ascend import profile, runtime
 from twintune.backends.job import OptimizerName, Quantization, TrainJob, Watcher
 
@@ -19,6 +19,10 @@ class AscendBackend:
     def choose_device(self, asked: str) -> Choice:
         """See runtime.choose_device."""
         return runtime.choose_device(asked)
+
+    def describe_device(self, device: str) -> Device:
+        """See runtime.describe_device."""
+        return runtime.describe_device(device)
 
     def choose_dtype(self, asked: str, device: str) -> Choice:
         """See runtime.choose_dtype."""

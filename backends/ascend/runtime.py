@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twintune.artifacts import cache_folder
-from twintune.backends import Choice, has_npu
+from twintune.backends import Choice, Device, has_npu
 from twintune.errors import UserError
 
 
@@ -55,6 +55,17 @@ def choose_device(asked: str) -> Choice:
     if asked == "auto":
         return Choice("npu", "an NPU is here") if here else Choice("cpu", "no NPU is here")
     return Choice(asked, "as asked")
+
+
+def describe_device(device: str) -> Device:
+    """The NPU at hand, whose memory MindSpore tells only once it has begun to use it; or a CPU."""
+    if device == "cpu":
+        return Device("CPU", None)
+    import_quietly()
+    import mindspore
+
+    found = mindspore.hal.get_device_properties(0, "Ascend")
+    return Device(found.name, found.total_memory or None)
 
 
 def choose_dtype(asked: str, device: str) -> Choice:

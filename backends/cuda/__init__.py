@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, LanguageModel, Name, Probe
+from twintune.backends import Choice, Device, LanguageModel, Name, Probe
 from twintune.backends.job import OptimizerName, Quantization, TrainJob, Watcher
 
 
@@ -19,6 +19,12 @@ class CudaBackend:
         from twintune.backends.cuda.device import choose_device
 
         return choose_device(asked)
+
+    def describe_device(self, device: str) -> Device:
+        """See device.describe_device."""
+        from twintune.backends.cuda.device import describe_device
+
+        return describe_device(device)
 
     def choose_dtype(self, asked: str, device: str) -> Choice:
         """`auto`, `float32` or `bfloat16` to the dtype of the forward. Raises UserError for float16."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from twintune.backends import Choice
+from twintune.backends import Choice, Device
 from twintune.errors import UserError
 
 
@@ -27,6 +27,14 @@ def choose_device(asked: str) -> Choice:
             "check nvidia-smi and install a CUDA build of torch, or use --device cpu"
         )
     return Choice("cpu", f"torch {torch.__version__} finds no CUDA device")
+
+
+def describe_device(device: str) -> Device:
+    """The GPU at hand, or a CPU."""
+    if device == "cpu":
+        return Device("CPU", None)
+    found = torch.cuda.get_device_properties(device)
+    return Device(found.name, found.total_memory)
 
 
 def choose_dtype(asked: str, device: str) -> Choice:

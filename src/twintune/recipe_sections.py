@@ -288,4 +288,6 @@ class BackendSection(Section):
     name: BackendName = "auto"
     device: DeviceName = "auto"
     dtype: DtypeName = "auto"
+    device_memory_gib: float | None = Field(None, gt=0)  # of one device, for the plan; None: as it is found
+    device_peak_tflops: float | None = Field(None, gt=0)  # in this dtype, for MFU; None: as known by the device's name
     ascend: AscendSection = AscendSection()
