@@ -15,7 +15,6 @@ from twintune.errors import UserError, raise_collected
 
 STATE = "trainer_state.json"
 TENSORS = "optimizer.safetensors"
-GENERATOR = "generator."  # opens the name of a random generator's state; the others are the optimizer's
 REMEDY = "delete this checkpoint and resume from an older one"
 
 
@@ -24,17 +23,15 @@ class TrainingState:
     """What a run needs to go on as if it had never stopped, besides its recipe and its adapter.
 
     Attributes:
-        step: optimizer steps done. Learning rate and rows of the next follow from it.
+        step: optimizer steps done. Learning rate, rows and dropout of the next follow from it.
         backend: which one wrote it.
         optimizer: by torch's name of the moment and PEFT's of the parameter, such as `exp_avg.NAME`: float32 arrays,
             or an 8-bit optimizer's codes with the largest number of each block.
-        generators: uint8 states of the random generators by device; dropout draws from them.
     """
 
     step: int
     backend: str
     optimizer: Mapping[str, NDArray[Any]]
-    generators: Mapping[str, NDArray[np.uint8]]
 
 
 def write_checkpoint(
@@ -52,8 +49,7 @@ def write_checkpoint(
     with new_folder(folder, mark="checkpoint") as aside:
         write_adapter(aside, tensors, adapter, base_model)
         if not only_model:
-            generators = {f"{GENERATOR}{name}": generator for name, generator in state.generators.items()}
-            save_file({**state.optimizer, **generators}, aside / TENSORS)
+            save_file(dict(state.optimizer), aside / TENSORS)
         files = {file.name: sha256_file(file) for file in sorted(aside.iterdir())}
         write_sealed(aside / STATE, {"step": state.step, "backend": state.backend, "sha256": files})
 
@@ -72,10 +68,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, NDArray[np.float32]], Train
             "(train.save_only_model: true); train again without it"
         )
     _, adapter = read_any_adapter(folder, to_train=True)
-    tensors = _read_tensors(folder / TENSORS)
-    generators = {name.removeprefix(GENERATOR): array for name, array in tensors.items() if name.startswith(GENERATOR)}
-    optimizer = {name: array for name, array in tensors.items() if not name.startswith(GENERATOR)}
-    return adapter, TrainingState(facts["step"], facts["backend"], optimizer, generators)
+    return adapter, TrainingState(facts["step"], facts["backend"], _read_tensors(folder / TENSORS))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

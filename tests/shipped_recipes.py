@@ -17,7 +17,6 @@ SMALL = [
     "train.per_device_train_batch_size=2",
     "train.gradient_accumulation_steps=2",
     "train.max_steps=2",
-    "lora.lora_dropout=0",  # each backend would draw its own
 ]
 LOSS = 1e-5  # absolute, between the backends, in float32
 

@@ -18,9 +18,9 @@ PREFIXES = {"exp_avg": "adam_m", "exp_avg_sq": "adam_v", "momentum_buffer": "mom
 
 
 def save(job: TrainJob, adapter: Mapping[str, NDArray[np.float32]], optimizer: Any, step: int) -> None:
-    """Write the checkpoint after a step to `job.checkpoint(step)`; MindSpore lets no one read its generators."""
+    """Write the checkpoint after a step to `job.checkpoint(step)`."""
     moments = {name: to_numpy(parameter) for name, parameter in _moments(job, optimizer).items()}
-    state = TrainingState(step, "ascend", moments, {})
+    state = TrainingState(step, "ascend", moments)
     write_checkpoint(job.checkpoint(step), adapter, job.adapter, str(job.model), state, only_model=job.save_only_model)
 
 

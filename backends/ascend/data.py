@@ -1,6 +1,7 @@
 """Rows from MindRecord in the order that the front end dealt, padded to the compiled length."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,35 @@ from twintune.backends.ascend.profile import CONVERSATION_ENDS, CONVERSATION_NUM
 from twintune.converters.mindrecord import shards
 from twintune.converters.packing import LENGTHS
 from twintune.converters.rows import COLUMNS, IGNORED
+from twintune.dropout import token_numbers
+
+
+@dataclass(frozen=True)
+class TokenNumbers:
+    """Where the numbers of tokens begin that decide what is dropped, see twintune.dropout.
+
+    Attributes:
+        seed: of the job.
+        steps_done: optimizer steps before the first of the dataset.
+    """
+
+    seed: int
+    steps_done: int = 0
+
+    def steps(self, order: NDArray[np.int64], length: int) -> Iterator[tuple[NDArray[np.int32]]]:
+        """One column for each optimizer step, int32 [accumulation * batch, length]."""
+        rows = order[0].size
+        for step in range(self.steps_done, self.steps_done + len(order)):
+            yield (np.stack([token_numbers(self.seed, step * rows + row, length) for row in range(rows)]),)
 
 
 def ordered_dataset(
-    mindrecord: Path, order: NDArray[np.int64], seq_length: int, pad_token_id: int, borders: str | None = None
+    mindrecord: Path,
+    order: NDArray[np.int64],
+    seq_length: int,
+    pad_token_id: int,
+    borders: str | None = None,
+    dropout: TokenNumbers | None = None,
 ) -> Any:
     """A MindSpore dataset of the whole run: one batch an optimizer step.
 
@@ -25,9 +51,11 @@ def ordered_dataset(
             input and the first label.
         pad_token_id: what fills input_ids; labels are filled with -100.
         borders: for packed rows the third column, CONVERSATION_NUMBERS or CONVERSATION_ENDS of profile.
+        dropout: what the last column is made of, where there is one.
 
     Returns:
-        mindspore.dataset.Dataset of int32 [accumulation * batch, seq_length + 1] columns, and of `borders`.
+        mindspore.dataset.Dataset of int32 [accumulation * batch, seq_length + 1] columns, of `borders`, and of the
+        numbers that decide what is dropped, int32 [accumulation * batch, seq_length].
     """
     import mindspore.dataset as ds
 
@@ -47,7 +75,11 @@ def ordered_dataset(
     elif borders == CONVERSATION_ENDS:
         width = _most_conversations(files) + 1
         dataset = dataset.map(lambda lengths: conversation_ends(lengths, seq_length, width), LENGTHS, borders)
-    return dataset.padded_batch(order[0].size, drop_remainder=True, pad_info=padding)
+    batches = dataset.padded_batch(order[0].size, drop_remainder=True, pad_info=padding)
+    if dropout is None:
+        return batches
+    numbers = ds.GeneratorDataset(lambda: dropout.steps(order, seq_length), ["dropout_tokens"], shuffle=False)
+    return ds.zip((batches, numbers))
 
 
 def evaluation_batches(

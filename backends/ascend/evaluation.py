@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import nn
 
 from twintune.backends.ascend.data import evaluation_batches
+from twintune.backends.ascend.dropout import FormulaDropout
 from twintune.backends.ascend.profile import compiled_length, packed_borders
 from twintune.backends.job import Evaluation, TrainJob
 
@@ -39,7 +40,7 @@ class Evaluator:
     def __init__(self, job: TrainJob, network: nn.Cell) -> None:
         self._job = job
         self._loss = EvaluationLoss(network)
-        self._dropouts = [cell for _, cell in network.cells_and_names() if isinstance(cell, nn.Dropout)]
+        self._dropouts = [cell for _, cell in network.cells_and_names() if isinstance(cell, FormulaDropout)]
 
     def evaluate(self, step: int) -> Evaluation:
         """The mean loss over the trained tokens of validation.mindrecord."""

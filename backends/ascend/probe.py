@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from twintune.backends import Forward, StepGradients
 from twintune.backends.ascend.accumulation import MeanGradients
 from twintune.backends.ascend.base_weights import BaseWeights
-from twintune.backends.ascend.data import one_conversation, ordered_dataset
+from twintune.backends.ascend.data import TokenNumbers, one_conversation, ordered_dataset
+from twintune.backends.ascend.dropout import has_dropout, put_on_dropout
 from twintune.backends.ascend.keys import check_keys, check_overrides
 from twintune.backends.ascend.nf4 import put_on_nf4
 from twintune.backends.ascend.packed import PackedNetwork
@@ -48,7 +49,8 @@ class AscendProbe:
         if self._borders:
             self._network = PackedNetwork(self._network, self._borders)
         weights = ms.ParameterTuple(list(self._adapter.values()))
-        self._mean_gradients = MeanGradients(self._network, weights, accumulation=job.order.shape[1])
+        trained = put_on_dropout(job, self._network)
+        self._mean_gradients = MeanGradients(trained, weights, accumulation=job.order.shape[1])
         self._stages = keep_stages(get_real_models(network).model, (1, self._length, config["hidden_size"]))
 
     def base(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -103,7 +105,7 @@ class AscendProbe:
         """Losses and gradients of the job's rows with these numbers, int64 [accumulation, batch].
 
         The graph gives losses by micro-batch. It is called once more for each place in a batch, with the labels of
-        all other places masked: that is each row's own loss. Dropout, if any, is drawn anew in each call.
+        all other places masked: that is each row's own loss. Dropout is that of the job's first step in each call.
 
         Raises:
             UserError: if no token of these rows is trained.
@@ -129,7 +131,10 @@ class AscendProbe:
     def _read(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int32]]:
         """The columns of the dataset, int32 [accumulation * batch, ...] each."""
         mindrecord = self._job.rows / "rows.mindrecord"
-        dataset = ordered_dataset(mindrecord, numbers[None], self._length, self._job.pad_token_id, self._borders)
+        dropout = TokenNumbers(self._job.seed) if has_dropout(self._job) else None
+        dataset = ordered_dataset(
+            mindrecord, numbers[None], self._length, self._job.pad_token_id, self._borders, dropout
+        )
         return next(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))
 
     def _call(self, rows: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.float64], NDArray[np.int64], list[Any]]:
@@ -156,7 +161,7 @@ def build_for_training(job: TrainJob) -> tuple[nn.Cell, list[str]]:
 
 def _places(rows: Sequence[NDArray[np.int32]], batch: int) -> Iterator[list[NDArray[np.int32]]]:
     """The columns with labels at one place of each micro-batch only, for every place."""
-    input_ids, labels, *borders = rows
+    input_ids, labels, *others = rows
     places = np.arange(len(labels)) % batch
     for place in range(batch):
-        yield [input_ids, np.where((places == place)[:, None], labels, np.int32(IGNORED)), *borders]
+        yield [input_ids, np.where((places == place)[:, None], labels, np.int32(IGNORED)), *others]

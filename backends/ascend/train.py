@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 import twintune.backends.ascend.step  # noqa: F401  registers the step cell with MindFormers
 from twintune.artifacts import write_yaml
 from twintune.backends.ascend.checkpoint import resume, save
-from twintune.backends.ascend.data import ordered_dataset
+from twintune.backends.ascend.data import TokenNumbers, ordered_dataset
+from twintune.backends.ascend.dropout import has_dropout, put_on_dropout
 from twintune.backends.ascend.evaluation import Evaluator
 from twintune.backends.ascend.keys import check_keys, check_overrides
 from twintune.backends.ascend.parameters import adapter_tensors, names_of_trained, parameters_by_name, put_on_adapter
@@ -48,6 +49,7 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         compiled_length(job.row_length),
         job.pad_token_id,
         borders.value if borders else None,
+        TokenNumbers(job.seed, job.steps_done) if has_dropout(job) else None,
     )
     watcher.status("building the network")
     reporter = Reporter(job, watcher)
@@ -78,6 +80,7 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
         self.parameters = parameters_by_name(cell.network)
         put_on_adapter(self.job, self.parameters)
         resume(self.job, self._by_peft_name(), cell.optimizer)
+        cell.gradients.network = put_on_dropout(self.job, cell.gradients.network)
         if self.job.evaluation_steps:
             self.evaluator = Evaluator(self.job, cell.network)
         self.watcher.status("compiling the graph (minutes for a large model; the first step waits for it)")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from twintune.backends.cuda.dropout import put_on_dropout
 from twintune.backends.cuda.nf4 import finish_loading, loading_arguments
 from twintune.backends.job import Lora, Quantization
 from twintune.backends.matching import check_matrices
@@ -105,6 +106,7 @@ def put_on_adapter(base: Any, lora: Lora, tensors: Mapping[str, NDArray[np.float
     model = wrap(base, config)
     for parameter in adapter_parameters(model).values():
         parameter.data = parameter.data.float()  # PEFT leaves whole modules in the base's dtype
+    put_on_dropout(model, lora)
     put_in_adapter(model, tensors, str(source))
     return model
 

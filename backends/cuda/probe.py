@@ -91,7 +91,7 @@ class CudaProbe:
     def gradients(self, numbers: NDArray[np.int64]) -> StepGradients:
         """Losses and gradients of the job's rows with these numbers, int64 [accumulation, batch].
 
-        Dropout is drawn from the job's seed anew, as in the first step of training.
+        Dropout is that of the job's first step.
 
         Raises:
             UserError: if no token of these rows is trained.
@@ -103,8 +103,7 @@ class CudaProbe:
             raise UserError(f"{self._job.rows}: rows {numbers.ravel().tolist()} must have a trained token, got none")
         self._model.train()
         self._model.zero_grad()
-        torch.manual_seed(self._job.seed)
-        row_losses: NDArray[np.float64] = backward(self._job, self._model, batches, tokens).cpu().numpy()
+        row_losses: NDArray[np.float64] = backward(self._job, self._model, batches, tokens, 0).cpu().numpy()
         parameters = adapter_parameters(self._model).items()
         return StepGradients(
             loss=float(row_losses.sum()) / tokens,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from twintune.artifacts import refuse_used_folder
 from twintune.backends.cuda.checkpoint import resume, save
 from twintune.backends.cuda.device import choose_device, choose_dtype
+from twintune.backends.cuda.dropout import number_tokens
 from twintune.backends.cuda.evaluation import evaluate
 from twintune.backends.cuda.loss import require_plain_head, token_losses, trained_tokens
 from twintune.backends.cuda.model import (
@@ -49,7 +50,6 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         watcher.status(f"attention of packed rows: {attention.value} ({attention.reason})")
         set_attention(model.get_base_model(), attention.value)
     optimizer = make_optimizer(job.optimizer, list(adapter_parameters(model).values()))
-    torch.manual_seed(job.seed)
     resume(job, model, optimizer)
     for step in optimizer_steps(job, model, optimizer):
         watcher.step(step)
@@ -96,7 +96,7 @@ def optimizer_steps(job: TrainJob, model: Any, optimizer: Any) -> Iterator[Step]
         tokens = sum(map(trained_tokens, batches))
         if tokens == 0:
             raise UserError(f"{_place(job, number)} must have a trained token, got all labels masked")
-        loss = float(backward(job, model, batches, tokens).sum()) / tokens
+        loss = float(backward(job, model, batches, tokens, number * job.order[0].size).sum()) / tokens
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, job.optimizer.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
@@ -114,14 +114,23 @@ def job_learning_rates(job: TrainJob) -> NDArray[np.float64]:
     return learning_rates(job.schedule, job.optimizer.learning_rate)
 
 
-def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int) -> Any:
+def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int, place: int) -> Any:
     """Accumulate gradients of the mean over the step's trained tokens.
+
+    Args:
+        job: what is trained.
+        model: with its adapter.
+        batches: the rows of each micro-batch.
+        tokens: trained ones in all of them.
+        place: of the first row in the whole run, which dropout depends on.
 
     Returns:
         Each row's own sum of losses, float64 [accumulation, batch].
     """
     sums = []
     for batch in batches:
+        number_tokens(job, model, batch, place)
+        place += len(batch)
         with autocast(job.device, job.dtype):
             losses = token_losses(model, *model_inputs(job, batch))
         (losses.sum() / tokens).backward()

@@ -128,8 +128,5 @@ def _trained(lora: Lora) -> str:
 
 def _dropout(lora: Lora) -> str:
     if not lora.lora_dropout:
-        return "none: both backends compute the same"
-    return (
-        f"{lora.lora_dropout}: each backend draws its own, so that losses agree in the mean only; "
-        "MindSpore's graph mode does not repeat its draws for a seed"
-    )
+        return "none"
+    return f"{lora.lora_dropout}: by a formula of seed, step, token and channel, the same on both backends"

@@ -43,6 +43,7 @@ class Kind:
     optim: str = "adamw_torch"
     learning_rate: float = 2e-3
     target_modules: tuple[str, ...] = ()  # none: every linear layer
+    lora_dropout: float = 0.0
 
 
 KINDS = {
@@ -62,12 +63,12 @@ KINDS = {
         },
         packing=True,
     ),
-    "qwen2": Kind("qwen2", accumulation=3),
+    "qwen2": Kind("qwen2", accumulation=3, lora_dropout=0.1),
     "qwen2-untied-ungrouped-packed": Kind(
         "qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 4}, accumulation=3, packing=True
     ),
     "mistral": Kind("mistral", accumulation=3),
-    "phi-packed": Kind("phi", packing=True, target_modules=("Wqkv", "out_proj", "fc1", "fc2")),
+    "phi-packed": Kind("phi", packing=True, target_modules=("Wqkv", "out_proj", "fc1", "fc2"), lora_dropout=0.05),
 }
 
 
@@ -83,7 +84,7 @@ def write_recipe(folder: Path, kind: Kind) -> Path:
         "model: {name_or_path: ./model}\n"
         f"data: {{train: ./data.json, template: {'chatml' if kind.family == 'qwen2' else 'vicuna_v1.1'}, "
         f"cutoff_len: 256, packing: {str(kind.packing).lower()}, preprocessing_num_workers: 1}}\n"
-        "lora: {r: 8, lora_alpha: 16, lora_dropout: 0.0, "
+        f"lora: {{r: 8, lora_alpha: 16, lora_dropout: {kind.lora_dropout}, "
         f"target_modules: [{', '.join(targets)}]}}\n"
         f"train: {{per_device_train_batch_size: 2, gradient_accumulation_steps: {kind.accumulation}, "
         f"max_steps: {STEPS}, learning_rate: {kind.learning_rate}, warmup_ratio: 0.05, weight_decay: 0.01, "

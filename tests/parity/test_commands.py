@@ -157,18 +157,6 @@ def test_what_is_kept_is_bounded_and_still_compares(
 
 
 @needs_cuda_backend
-def test_dropout_is_left_out_and_said(
-    recordings: Recordings, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = load_recipe(recordings.recipes[KIND], [*machine("cuda"), "lora.lora_dropout=0.1"])
-    dropped = record(recipe, tmp_path / "dropped", Settings())
-    assert "lora_dropout 0.1 is left out" in capsys.readouterr().err
-    verdict = compare(dropped, bundle)
-    assert verdict.same
-    assert verdict.job["dropout"].startswith("0.1 in the recipe")
-
-
-@needs_cuda_backend
 def test_a_run_that_fails_still_tells_why(
     recordings: Recordings, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

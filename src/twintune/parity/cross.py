@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from twintune.backends import Probe
 from twintune.errors import UserError
 from twintune.parity.bundle import ADAPTER, Bundle, add_arrays, cross_group
-from twintune.parity.record import adapter_logits, probe_job, without_dropout
+from twintune.parity.record import adapter_logits, probe_job
 from twintune.parity.selection import Conversation
 from twintune.recipe import Recipe
 from twintune.training_plan import decide
@@ -24,7 +24,7 @@ def cross(recipe: Recipe, bundle: Bundle, peer: Bundle) -> Bundle:
     """
     asked = recipe.model_copy(update={"backend": recipe.backend.model_copy(update={"name": bundle.facts["backend"]})})
     with tempfile.TemporaryDirectory() as workshop:
-        run = decide(without_dropout(asked), Path(workshop) / "run")
+        run = decide(asked, Path(workshop) / "run")
         if run.prepared.summary.fingerprint != bundle.facts["rows"]["fingerprint"]:
             raise UserError(
                 f"{bundle.folder}: must be recorded from this recipe and data, got another; record it again"

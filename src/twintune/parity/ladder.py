@@ -100,8 +100,8 @@ def _job(first: Bundle, second: Bundle) -> dict[str, str]:
         **{f"data {file['name']}": f"sha256 {file['sha256']}" for file in rows["files"]},
         "template": _template(recipe),
         "rows": f"{rows['count']}, {rows['trained_tokens']} of {rows['tokens']} tokens trained",
-        "LoRA": f"r {lora['r']}, lora_alpha {lora['lora_alpha']:g} on {', '.join(lora['target_modules'])}",
-        **_dropout(first.facts.get("dropout_left_out", 0.0)),
+        "LoRA": f"r {lora['r']}, lora_alpha {lora['lora_alpha']:g}, lora_dropout {lora['lora_dropout']:g} "
+        f"on {', '.join(lora['target_modules'])}",
         "optimizer": f"{train['optim']}, learning rate {train['learning_rate']:g}, "
         f"weight decay {train['weight_decay']:g}, max_grad_norm {train['max_grad_norm']:g}",
         "schedule": f"{schedule_words(schedule)}, {schedule.warmup_steps} warm-up steps of {schedule.max_steps}",
@@ -116,10 +116,6 @@ def _quantization(model: Mapping[str, Any]) -> dict[str, str]:
         return {}
     absmax = "8 bits, double quantization" if model["bnb_4bit_use_double_quant"] else "float32"
     return {"base weights": f"linear layers in {model['bnb_4bit_quant_type'].upper()}, absmax in {absmax}"}
-
-
-def _dropout(left_out: float) -> dict[str, str]:
-    return {"dropout": f"{left_out:g} in the recipe, left out here: each backend draws its own"} if left_out else {}
 
 
 def _template(recipe: Mapping[str, Any]) -> str:

@@ -96,22 +96,10 @@ def record(recipe: Recipe, output: Path, settings: Settings, peer: Bundle | None
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workshop:
-        run = first_steps(decide(without_dropout(recipe), Path(workshop) / "run"), settings.steps)
+        run = first_steps(decide(recipe, Path(workshop) / "run"), settings.steps)
         with new_bundle(output) as writer:
-            recorder = Recorder(run, writer, settings)
-            recorder.facts["dropout_left_out"] = recipe.lora.lora_dropout
-            recorder.record(Path(workshop), peer)
+            Recorder(run, writer, settings).record(Path(workshop), peer)
     return open_bundle(output)
-
-
-def without_dropout(recipe: Recipe) -> Recipe:
-    """The recipe with lora_dropout 0: each backend draws its own, so that two runs with it never agree."""
-    if not recipe.lora.lora_dropout:
-        return recipe
-    print(
-        f"parity: lora_dropout {recipe.lora.lora_dropout} is left out, as each backend draws its own", file=sys.stderr
-    )
-    return recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"lora_dropout": 0.0})})
 
 
 def first_steps(run: Run, steps: int) -> Run:

@@ -96,7 +96,7 @@ def test_optimizers_differ() -> None:
 @pytest.mark.parametrize("optim", CLASSES)
 def test_a_state_put_into_a_new_optimizer_goes_on_bit_by_bit(optim: str) -> None:
     optimizer, parameter = trained(optim)
-    state = TrainingState(STEPS, "cuda", optimizer_state(optimizer, {"weight": parameter}), {})
+    state = TrainingState(STEPS, "cuda", optimizer_state(optimizer, {"weight": parameter}))
     copy = torch.nn.Parameter(parameter.detach().clone())
     other = make_optimizer(settings_of(optim), [copy])
     put_in_state(other, {"weight": copy}, state, "checkpoint")
@@ -129,7 +129,7 @@ def run(job: TrainJob, name: str) -> tuple[list[tuple[float, float]], dict[str, 
 
 def test_a_state_of_another_optimizer_is_refused() -> None:
     optimizer, parameter = trained("sgd")
-    state = TrainingState(STEPS, "cuda", optimizer_state(optimizer, {"weight": parameter}), {})
+    state = TrainingState(STEPS, "cuda", optimizer_state(optimizer, {"weight": parameter}))
     other = make_optimizer(settings_of("adamw_torch"), [parameter])
     with pytest.raises(UserError) as caught:
         put_in_state(other, {"weight": parameter}, state, "checkpoint-20")
@@ -143,7 +143,7 @@ def test_a_state_of_another_optimizer_is_refused() -> None:
 def test_sgd_without_momentum_keeps_nothing() -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = make_optimizer(Optimizer(0.5, 0.0, 0.9, 0.99, 1e-6, 1.0, "sgd"), [parameter])
-    put_in_state(optimizer, {"weight": parameter}, TrainingState(1, "cuda", {}, {}), "checkpoint")
+    put_in_state(optimizer, {"weight": parameter}, TrainingState(1, "cuda", {}), "checkpoint")
     parameter.grad = torch.ones(3)
     optimizer.step()
     assert parameter.tolist() == [0.5, 0.5, 0.5]
@@ -168,7 +168,7 @@ def test_pages_stay_pages_after_a_resume(optim: Any) -> None:
     optimizer = make_optimizer(settings_of(optim), [parameter])
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    state = TrainingState(1, "cuda", optimizer_state(optimizer, {"weight": parameter}), {})
+    state = TrainingState(1, "cuda", optimizer_state(optimizer, {"weight": parameter}))
     put_in_state(optimizer, {"weight": parameter}, state, "checkpoint")
     assert optimizer.state[parameter]["state1"].is_paged
 
