@@ -110,7 +110,18 @@ class LanguageModel(Protocol):
         """Begin decoding a batch; logits after the last token of each prompt, [prompts, vocabulary]."""
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Append one token to every row; logits after it, [prompts, vocabulary]."""
+        """Append one token to every row; logits after it, [prompts, vocabulary].
+
+        Rows that ended go on with the others, beyond max_new_tokens too: nobody reads what they give.
+        """
+
+    def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Put prompts, none longer than the longest of `start`, at the places of rows that ended.
+
+        Returns:
+            logits after the last token of each of these prompts, [len(places), vocabulary]; the batch goes on with
+            `step` as if they had been there from the start, each with max_new_tokens to come.
+        """
 
 
 class Backend(Protocol):

@@ -18,10 +18,10 @@ from rich.table import Table
 from twintune.artifacts import MANIFEST
 from twintune.chat import Chat, load_chat
 from twintune.evaluation.answers import exact_match
-from twintune.generation import Sampling
 from twintune.recipe import Recipe, load_recipe
 from twintune.report import Accuracy, Example, compare_logs, loss_table, verdict, write_report
 from twintune.run_log import read_log
+from twintune.sampling import Sampling
 from twintune.training import versions
 
 ROOT = Path(__file__).resolve().parents[1]

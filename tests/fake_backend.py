@@ -84,6 +84,9 @@ class FakeBackend:
         self.appended.append(tokens)
         return always(len(tokens))
 
+    def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        return always(len(places))
+
 
 class FakeProbe:
     """Gives back the weights it has, and says token 5 with a loss of 1 on 7 tokens a row."""

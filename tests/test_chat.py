@@ -13,8 +13,8 @@ from twintune.chat import Chat, adapter_recipe, load_chat
 from twintune.converters.adapter import write_adapter
 from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError
-from twintune.generation import Sampling
 from twintune.recipe import load_recipe
+from twintune.sampling import Sampling
 
 QUESTION = "小华有 3 颗糖，还剩几颗？"
 

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from twintune.errors import UserError
-from twintune.generation import Sampling, TextGenerator, probabilities
+from twintune.generation import TextGenerator
+from twintune.sampling import Sampling, probabilities
 
 END = 256
 VOCABULARY = 257
@@ -38,19 +39,24 @@ class Script:
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
         self.rows = [self.texts[prompt[0]] for prompt in prompts]
-        self.place = 0
+        self.said = [0] * len(prompts)
         return self._say()
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         assert tokens.shape == (len(self.rows),)
         self.steps += 1
-        self.place += 1
+        self.said = [said + 1 for said in self.said]
         return self._say()
+
+    def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        for place, prompt in zip(places, prompts, strict=True):
+            self.rows[place], self.said[place] = self.texts[prompt[0]], 0
+        return self._say()[list(places)]
 
     def _say(self) -> NDArray[np.float32]:
         logits = np.zeros((len(self.rows), self.vocabulary), np.float32)
-        for row, text in enumerate(self.rows):
-            logits[row, text[self.place] if self.place < len(text) else END] = 1
+        for row, (text, said) in enumerate(zip(self.rows, self.said, strict=True)):
+            logits[row, text[said] if said < len(text) else END] = 1
         return logits
 
 
@@ -68,6 +74,11 @@ class Chain:
         for row, token in zip(self.rows, tokens, strict=True):
             row.append(int(token))
         return self._next()
+
+    def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        for place, prompt in zip(places, prompts, strict=True):
+            self.rows[place] = list(prompt)
+        return self._next()[list(places)]
 
     def _next(self) -> NDArray[np.float32]:
         return np.stack([np.random.default_rng(row).normal(0, 2, 64).astype(np.float32) for row in self.rows])

@@ -15,11 +15,11 @@ from twintune.chat import load_chat
 from twintune.converters.adapter import read_adapter
 from twintune.errors import UserError
 from twintune.exporting import adapter_to_mindformers
-from twintune.generation import Sampling
 from twintune.merging import merge_adapter
 from twintune.models import read_model_config
 from twintune.plan_view import plan_lines
 from twintune.recipe import Recipe, load_recipe
+from twintune.sampling import Sampling
 from twintune.training import run_training
 from twintune.training_plan import decide
 

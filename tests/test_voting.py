@@ -9,7 +9,7 @@ from twintune.answering import check_votes
 from twintune.chat import Question
 from twintune.errors import UserError
 from twintune.evaluation.answers import final_answer
-from twintune.generation import Sampling
+from twintune.sampling import Sampling
 from twintune.voting import Vote, derived_seed, vote
 
 DRAWN = Sampling(max_new_tokens=8, temperature=0.7, seed=5)

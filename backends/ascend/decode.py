@@ -1,8 +1,4 @@
-"""Logits from MindFormers' network, on any device.
-
-MindFormers' own `use_past` needs NPU kernels, so every token recomputes the row at one fixed length:
-one graph for all steps of a batch, and slow for long texts.
-"""
+"""A model loaded into MindFormers' network: logits of whole rows, and decoding with a cache, on any device."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +6,10 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindformers.wrapper.wrapper import get_real_models
 from numpy.typing import NDArray
 
+from twintune.backends.ascend.cached_batch import CachedBatch
 from twintune.backends.ascend.nf4 import put_on_nf4
 from twintune.backends.ascend.parameters import (
     check_base,
@@ -23,22 +20,10 @@ from twintune.backends.ascend.parameters import (
 )
 from twintune.backends.ascend.profile import compiled_length, context, model_section, put_on_adapter_section
 from twintune.backends.ascend.runtime import build
-from twintune.backends.job import Quantization
+from twintune.backends.job import PrefixTuning, Quantization
 from twintune.converters.base_checkpoint import network_tensors
 from twintune.converters.nf4 import BLOCK_SIZE
 from twintune.models import read_model_config
-
-
-class LastLogits(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
-    """The network as a function of ids and lengths: logits after the last token of each row."""
-
-    def __init__(self, network: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.network = network
-
-    def construct(self, input_ids: ms.Tensor, lengths: ms.Tensor) -> ms.Tensor:
-        """int32 [rows, length] and [rows] to float32 [rows, vocabulary]."""
-        return self.network(input_ids, batch_valid_length=lengths)[0]
 
 
 class MindFormersModel:
@@ -62,7 +47,7 @@ class MindFormersModel:
         self.dtype = dtype
         self.quantization = quantization
         self.length = 0
-        self.rows: list[list[int]] = []
+        self.batch: CachedBatch | None = None
 
     def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """Logits of every position, one float32 [length, vocabulary] array a row."""
@@ -71,21 +56,31 @@ class MindFormersModel:
         return [array[: len(row)] for array, row in zip(logits, rows, strict=True)]
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
-        """Begin decoding; float32 [prompts, vocabulary]."""
-        self._build(max(map(len, prompts)) + max_new_tokens)
-        self.rows = [list(prompt) for prompt in prompts]
-        return self._last_logits()
+        """Begin decoding; float32 [prompts, vocabulary]. Raises UserError for texts beyond the model's positions."""
+        if not self.length:
+            self._build(max(map(len, prompts)))
+        if self.batch is None:
+            self.batch = self._cached_batch()
+        return self.batch.start(prompts, max_new_tokens)
+
+    def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Put prompts at the places of rows that ended; float32 [prompts, vocabulary]. Raises UserError as start."""
+        return self._started().replace(places, prompts)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append a token to every row; float32 [prompts, vocabulary]."""
-        for row, token in zip(self.rows, tokens.tolist(), strict=True):
-            row.append(token)
-        return self._last_logits()
+        return self._started().step(tokens)
 
-    def _last_logits(self) -> NDArray[np.float32]:
-        lengths = ms.Tensor([len(row) for row in self.rows], ms.int32)
-        logits: NDArray[np.float32] = self.last(self._padded(self.rows), lengths).asnumpy()
-        return logits.reshape(len(self.rows), -1)
+    def _started(self) -> CachedBatch:
+        if self.batch is None:
+            raise RuntimeError("start comes first, and again after logits of longer rows than any before")
+        return self.batch
+
+    def _cached_batch(self) -> CachedBatch:
+        told = None if self.adapter is None else self.adapter[0]
+        virtual_tokens = told.num_virtual_tokens if isinstance(told, PrefixTuning) else 0
+        positions = self.config["max_position_embeddings"] - virtual_tokens
+        return CachedBatch(get_real_models(self.network), self.pad_token_id, positions, virtual_tokens)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> ms.Tensor:
         padded = np.full((len(rows), self.length), self.pad_token_id, np.int32)
@@ -98,6 +93,7 @@ class MindFormersModel:
         if tokens <= self.length:
             return
         self.length = compiled_length(tokens)
+        self.batch = None  # its graphs are of the network that goes
         section = model_section(
             self.config,
             batch_size=1,
@@ -106,7 +102,7 @@ class MindFormersModel:
             device=self.device,
             dtype=self.dtype,
         )
-        # Flash attention's mask and the paged cache are for MindFormers' own generation loop.
+        # Flash attention's mask is for MindFormers' own generation loop.
         section["model_config"]["use_flash_attention"] = False
         if self.adapter is not None:
             put_on_adapter_section(section, self.adapter[0], self.dtype)
@@ -115,7 +111,6 @@ class MindFormersModel:
             put_on_nf4(self.network, BLOCK_SIZE)
         self.network.set_train(False)
         self._load(parameters_by_name(self.network))
-        self.last = LastLogits(self.network)
 
     def _load(self, parameters: dict[str, Any]) -> None:
         put_in(parameters, network_tensors(self.model, self.config, self.dtype, self.quantization))

@@ -12,7 +12,7 @@ from twintune.converters.instruction_formats import join_instruction
 from twintune.converters.sources import Record, Rejection, read_file
 from twintune.errors import UserError, raise_collected
 from twintune.evaluation.answers import answer_kind, final_answer
-from twintune.generation import Sampling
+from twintune.sampling import Sampling
 from twintune.voting import check_voting, vote
 
 

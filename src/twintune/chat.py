@@ -14,10 +14,11 @@ from twintune.converters.templates import OWN_TEMPLATE, Template, load_template
 from twintune.converters.tokenizer import Tokenizer
 from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError
-from twintune.generation import OnText, Sampling, TextGenerator
+from twintune.generation import OnText, TextGenerator
 from twintune.recipe import Recipe, load_recipe
 from twintune.recipe_sections import DeviceName, DtypeName, GenerateSection, ModelSection
 from twintune.resizing import trained_model
+from twintune.sampling import Sampling
 from twintune.training_plan import seam_quantization
 
 RAW = "none"

@@ -22,9 +22,9 @@ from twintune.report_command import report
 
 if TYPE_CHECKING:
     from twintune.backends import Choice
-    from twintune.generation import Sampling
     from twintune.prepared import Prepared
     from twintune.recipe import Recipe
+    from twintune.sampling import Sampling
 
 app = typer.Typer(
     name="twintune",

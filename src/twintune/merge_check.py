@@ -12,8 +12,9 @@ from twintune.backends import Backend, Choice, LanguageModel
 from twintune.chat import encode_question, stop_token_ids
 from twintune.converters.templates import Template, load_template
 from twintune.converters.tokenizer import Tokenizer
-from twintune.generation import Sampling, TextGenerator
+from twintune.generation import TextGenerator
 from twintune.recipe import Recipe
+from twintune.sampling import Sampling
 
 QUESTIONS = (
     "小明有 12 颗糖，吃了 3 颗，还剩几颗？",

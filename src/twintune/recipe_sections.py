@@ -231,9 +231,19 @@ class GenerateSection(Section):
     temperature: float = Field(0.0, ge=0)  # 0: greedy
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)  # 0: no limit
+    repetition_penalty: float = Field(1.0, gt=0)  # of tokens in the prompt and the text; 1: none
+    min_new_tokens: int = Field(0, ge=0)  # no closing token before so many
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # each ends a text, besides the template's own
     seed: int = Field(0, ge=0)
     sample_prompts: tuple[str, ...] = ()  # answered before and after training in report.md; none: data.val_size's
     num_samples: int = Field(3, ge=0)  # of validation records, where there are no sample_prompts
+
+    @field_validator("min_new_tokens")
+    @classmethod
+    def _below_the_most(cls, least: int, info: ValidationInfo) -> int:
+        if least > info.data.get("max_new_tokens", least):
+            raise ValueError("should be at most generate.max_new_tokens")
+        return least
 
 
 def _as_paths(value: Any) -> Any:

@@ -16,10 +16,10 @@ from twintune.converters.adapter import WEIGHTS
 from twintune.converters.prefix_adapter import is_prefix
 from twintune.errors import UserError
 from twintune.evaluation.questions import validation_conversations
-from twintune.generation import Sampling
 from twintune.recipe import Recipe
 from twintune.recipe_sections import DataSection
 from twintune.run_record import Chosen
+from twintune.sampling import Sampling
 
 SAMPLES = "samples.json"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from twintune.chat import Question
 from twintune.errors import raise_collected
-from twintune.generation import Sampling
+from twintune.sampling import Sampling
 
 Extract = Callable[[str], str | None]
 

@@ -19,12 +19,13 @@ from twintune.backends.job import Lora, TrainJob
 from twintune.converters.adapter import WEIGHTS, read_adapter
 from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError
-from twintune.generation import Sampling, TextGenerator
+from twintune.generation import TextGenerator
 from twintune.merging import merge_adapter
 from twintune.models import read_model_config
 from twintune.parity.probe_adapters import with_random_b
 from twintune.recipe_sections import ModelSection
 from twintune.resizing import trained_model
+from twintune.sampling import Sampling
 
 needs_mindspore = pytest.mark.skipif(bool(missing_packages("ascend")), reason="the ascend extra is not installed")
 pytestmark = [

@@ -40,16 +40,21 @@ class SpeakingBackend(FakeBackend):
         return self
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
-        self.said = 0
-        return self._next(len(prompts))
+        self.said = [0] * len(prompts)
+        return self._next(range(len(prompts)))
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        self.said += 1
-        return self._next(len(tokens))
+        self.said = [said + 1 for said in self.said]
+        return self._next(range(len(tokens)))
 
-    def _next(self, count: int) -> NDArray[np.float32]:
-        token = self.says[min(self.said, len(self.says) - 1)]
-        return np.eye(1, VOCABULARY, token, dtype=np.float32).repeat(count, axis=0)
+    def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        for place in places:
+            self.said[place] = 0
+        return self._next(places)
+
+    def _next(self, places: Sequence[int]) -> NDArray[np.float32]:
+        tokens = [self.says[min(self.said[place], len(self.says) - 1)] for place in places]
+        return np.eye(VOCABULARY, dtype=np.float32)[tokens]
 
 
 class DrawingBackend(FakeBackend):
@@ -63,6 +68,11 @@ class DrawingBackend(FakeBackend):
         for row, token in zip(self.rows, tokens.tolist(), strict=True):
             row.append(token)
         return self._logits()
+
+    def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        for place, prompt in zip(places, prompts, strict=True):
+            self.rows[place] = list(prompt)
+        return self._logits()[list(places)]
 
     def _logits(self) -> NDArray[np.float32]:
         logits = [np.random.default_rng(row).normal(size=VOCABULARY).astype(np.float32) for row in self.rows]

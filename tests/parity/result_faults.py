@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.parity.fault_places import Patch, cuda, record
-from twintune import chat, generation
+from twintune import chat, sampling
 
 
 def top_p_drops_the_token_that_crosses(patch: Patch) -> None:
@@ -23,7 +23,7 @@ def top_p_drops_the_token_that_crosses(patch: Patch) -> None:
         kept: NDArray[np.float64] = shares / shares.sum()
         return kept
 
-    patch.setattr(generation, "probabilities", without_edge)
+    patch.setattr(sampling, "probabilities", without_edge)
 
 
 def another_eos(token: int) -> Callable[[Patch], None]:
@@ -41,18 +41,15 @@ def another_eos(token: int) -> Callable[[Patch], None]:
     return plant
 
 
-def attended_left_padding(patch: Patch) -> None:
-    from twintune.backends.cuda.decode import CudaLanguageModel
+def attended_padding(patch: Patch) -> None:
+    """A short text attends to all that the longest text of its batch has filled."""
+    decode = cuda("decode")
+    next_tokens = decode.next_tokens
 
-    batch = CudaLanguageModel._batch
+    def changed(*arguments: Any) -> Any:
+        return replace(next_tokens(*arguments), visible=None)
 
-    def changed(self: Any, rows: Any, *, left: bool) -> tuple[Any, Any]:
-        import torch
-
-        ids, mask = batch(self, rows, left=left)
-        return ids, torch.ones_like(mask) if left else mask
-
-    patch.setattr(CudaLanguageModel, "_batch", changed)
+    patch.setattr(decode, "next_tokens", changed)
 
 
 def adapter_saved_in_half(patch: Patch) -> None:

@@ -98,8 +98,8 @@ FAULTS = {
     "top-p edge": Fault(
         result_faults.top_p_drops_the_token_that_crosses, 11, r"prompt of row \d+", "crosses p", ALL_STEPS
     ),
-    "left padding": Fault(
-        result_faults.attended_left_padding, 11, r"prompt of row \d+, new token \d+", "left padding", ALL_STEPS
+    "attended padding": Fault(
+        result_faults.attended_padding, 11, r"prompt of row \d+, new token \d+", "padding of a batch", ALL_STEPS
     ),
     "merged with scaling 1": Fault(result_faults.merged_with_scaling_one, 12, "cuda", "scaling", ALL_STEPS),
 }

@@ -114,7 +114,7 @@ def _greedy_rung(
         cause = "one side stops where the other goes on: its list of eos tokens or its stop text differs"
     else:
         cause = (
-            "logits of whole rows agree and decoding does not: the padding of a batch (left padding, its mask and "
+            "logits of whole rows agree and decoding does not: the padding of a batch (its mask and "
             "positions) or the key-value cache of one side"
         )
     pieces = [bundle.json(PIECES) for bundle in pair.bundles]

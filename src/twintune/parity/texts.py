@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune import generation
+from twintune import sampling as rules
 from twintune.backends import LanguageModel
 from twintune.chat import load_chat
-from twintune.generation import Sampling, TextGenerator
+from twintune.generation import TextGenerator
 from twintune.parity.bundle import ADAPTER, TEXTS, BundleWriter
 from twintune.parity.selection import Conversation
 from twintune.recipe_sections import GenerateSection
+from twintune.sampling import Sampling
 from twintune.training_plan import Run
 
 MAX_NEW_TOKENS = 32
@@ -28,7 +29,7 @@ class WatchedModel:
     model: LanguageModel
     first: list[NDArray[np.float32]] = field(default_factory=list)  # [vocabulary] a prompt
     margins: list[list[float]] = field(default_factory=list)  # one a token, a list a prompt
-    batch: int = 0
+    batch: list[list[float]] = field(default_factory=list)  # the margins at each place
 
     def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """As the model."""
@@ -36,17 +37,25 @@ class WatchedModel:
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
         """As the model."""
-        logits = self.model.start(prompts, max_new_tokens)
-        self.batch = len(prompts)
-        self.first += list(logits)
-        self.margins += [[margin(row)] for row in logits]
-        return logits
+        self.batch = [[] for _ in prompts]
+        return self._begun(range(len(prompts)), self.model.start(prompts, max_new_tokens))
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """As the model."""
         logits = self.model.step(tokens)
-        for margins, row in zip(self.margins[-self.batch :], logits, strict=True):
+        for margins, row in zip(self.batch, logits, strict=True):
             margins.append(margin(row))
+        return logits
+
+    def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """As the model."""
+        return self._begun(places, self.model.replace(places, prompts))
+
+    def _begun(self, places: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        for place, row in zip(places, logits, strict=True):
+            self.batch[place] = [margin(row)]
+            self.margins.append(self.batch[place])
+            self.first.append(row)
         return logits
 
 
@@ -77,7 +86,7 @@ def record_texts(run: Run, conversations: Sequence[Conversation], prompts: int, 
     ids = [list(conversations[number].ids[: conversations[number].prompt_length]) for number in chosen]
     answers = generator.generate_ids(ids, Sampling(MAX_NEW_TOKENS))
     draw = sampling(run.recipe.generate)
-    shares = [generation.probabilities(logits, draw).astype(np.float32) for logits in watched.first]
+    shares = [rules.probabilities(logits, draw).astype(np.float32) for logits in watched.first]
     texts: list[dict[str, Any]] = [
         {
             "conversation": number,

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from twintune.errors import UserError
-from twintune.generation import Sampling
 from twintune.models import resolve_model
 from twintune.reasoning.endpoint import Keep
 from twintune.recipe import Recipe
 from twintune.recipe_sections import ModelSection
+from twintune.sampling import Sampling
 
 if TYPE_CHECKING:
     from twintune.chat import Chat

@@ -20,7 +20,8 @@ from twintune.backends.cuda import CudaBackend
 from twintune.backends.job import Lora
 from twintune.converters.adapter import make_initial_adapter, write_adapter
 from twintune.errors import UserError
-from twintune.generation import Sampling, TextGenerator
+from twintune.generation import TextGenerator
+from twintune.sampling import Sampling
 
 # peft 0.21 asks transformers 5 for gradient checkpointing by its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -23,9 +23,10 @@ from twintune.backends.job import TrainJob
 from twintune.converters.adapter import read_any_adapter
 from twintune.converters.prefix_adapter import PROMPT
 from twintune.errors import UserError
-from twintune.generation import Sampling, TextGenerator
+from twintune.generation import TextGenerator
 from twintune.models import read_model_config
 from twintune.recipe_sections import PtuningV2Section
+from twintune.sampling import Sampling
 
 # peft 0.21 asks transformers 5 for gradient checkpointing by its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
