@@ -19,6 +19,8 @@ from twintune.errors import UserError
 def import_quietly() -> None:
     """Import the frameworks with their own logs sent to files; what fails raises all the same."""
     os.environ.setdefault("GLOG_v", "3")
+    if os.environ.get("MS_COMPILER_CACHE_ENABLE") != "0":  # MindSpore would load graphs unseen: see compile_cache
+        os.environ.pop("MS_COMPILER_CACHE_ENABLE", None)
     os.environ.setdefault("LOCAL_DEFAULT_PATH", str(_logs()))
     os.environ.setdefault("LOG_MF_PATH", str(_logs() / "log"))
     with redirect_stdout(StringIO()), warnings.catch_warnings():

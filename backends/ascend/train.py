@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import twintune.backends.ascend.step  # noqa: F401  registers the step cell with MindFormers
 from twintune.artifacts import write_yaml
 from twintune.backends.ascend.checkpoint import resume, save
+from twintune.backends.ascend.compile_cache import KeptGraph, kept_graph
 from twintune.backends.ascend.data import TokenNumbers, ordered_dataset
 from twintune.backends.ascend.dropout import has_dropout, put_on_dropout
 from twintune.backends.ascend.evaluation import Evaluator
@@ -54,7 +55,8 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     watcher.status("building the network")
     reporter = Reporter(job, watcher)
     log = (job.output_dir / "mindformers.log").open("a", encoding="utf-8")
-    with log, redirect_stdout(log):  # MindFormers prints its whole configuration and more
+    # MindFormers prints its whole configuration and more.
+    with log, redirect_stdout(log), kept_graph(job, settings, dataset.output_shapes()) as reporter.graph:
         trainer = Trainer(args=config, task="text_generation", train_dataset=dataset, callbacks=[reporter])
         trainer.finetune(finetune_checkpoint=str(base))
     # It looks like PEFT's and is not: its targets are MindFormers' names as a regex, and it has no base.
@@ -72,6 +74,7 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
         self.adapter: dict[str, NDArray[np.float32]] = {}
         self.parameters: dict[str, Any] = {}
         self.evaluator: Evaluator | None = None
+        self.graph: KeptGraph | None = None
         self.began = 0.0
 
     def on_train_begin(self, run_context: Any) -> None:
@@ -83,11 +86,14 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
         cell.gradients.network = put_on_dropout(self.job, cell.gradients.network)
         if self.job.evaluation_steps:
             self.evaluator = Evaluator(self.job, cell.network)
-        self.watcher.status("compiling the graph (minutes for a large model; the first step waits for it)")
+        if self.graph:
+            self.watcher.status(self.graph.told)
         self.began = time.perf_counter()
 
     def on_train_step_end(self, run_context: Any) -> None:
         """Report a step as it is, and keep the adapter where asked; stop on one that is not finite."""
+        if self.graph:
+            self.graph.compiled()
         params = run_context.original_args()
         loss, _, _, learning_rate, norm, tokens = (float(value.asnumpy()) for value in params.net_outputs)
         number = self.job.steps_done + int(params.cur_step_num)
