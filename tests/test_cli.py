@@ -17,7 +17,10 @@ from twintune.converters.adapter import read_adapter
 
 COMMANDS = ("convert", "prepare", "train", "report", "generate", "evaluate")
 HEAVY = {"torch", "mindspore", "mindformers", "transformers", "datasets", "fastchat", "pyarrow", "peft"}
-LOG_KEYS = ["step", "loss", "grad_norm", "learning_rate", "tokens", "seconds"]
+LOG_KEYS = [
+    *("step", "loss", "grad_norm", "learning_rate", "tokens", "seconds"),
+    *("input_tokens", "tokens_per_second", "mfu", "peak_memory"),
+]
 QUESTION = RECORDS[0]["instruction"]
 
 

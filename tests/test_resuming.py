@@ -19,6 +19,8 @@ from twintune.resuming import go_on
 from twintune.training import run_training
 from twintune.training_plan import Run, decide
 
+MEASURED = ("seconds", "tokens_per_second", "mfu", "peak_memory")  # what no two runs have alike
+
 SETTINGS = [
     "data.val_size=0.2",
     "lora.lora_dropout=0.1",
@@ -119,7 +121,7 @@ def outcomes(workplace: Path) -> dict[str, list[int]]:
 
 def series(folder: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
 
 @pytest.mark.slow

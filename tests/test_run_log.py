@@ -7,14 +7,19 @@ import pytest
 
 from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError
-from twintune.run_log import EVALUATIONS, LOG, RunLog, cut_back, read_evaluations, read_log, read_steps
+from twintune.run_log import EVALUATIONS, LOG, RunLog, cut_back, read_costs, read_evaluations, read_log, read_steps
+from twintune.step_cost import StepCost
 
 STEPS = [Step(number, 2.0 / number, 0.5, 1e-3, 30, 0.5) for number in range(1, 7)]
 EVALUATION_LIST = [Evaluation(0, 3.0, 90, 1.5), Evaluation(3, 2.0, 90, 1.5), Evaluation(6, 1.0, 90, 1.5)]
 
 
+def measured(step: Step) -> StepCost:
+    return StepCost(90, 60.0, 0.25 if step.step % 2 else None, 2**30)
+
+
 def write_run(folder: Path, first: int = 1, last: int = 6) -> None:
-    with RunLog(folder, first - 1) as log:
+    with RunLog(folder, measured, first - 1) as log:
         for step in STEPS[first - 1 : last]:
             log.step(step)
             for evaluation in EVALUATION_LIST:
@@ -28,7 +33,7 @@ def write_log(path: Path, steps: Sequence[Step]) -> Path:
 
 
 def test_each_line_can_be_read_at_once(tmp_path: Path) -> None:
-    with RunLog(tmp_path) as log:
+    with RunLog(tmp_path, measured) as log:
         log.evaluated(EVALUATION_LIST[0])
         assert read_evaluations(tmp_path / EVALUATIONS) == EVALUATION_LIST[:1]
         for step in STEPS:
@@ -39,7 +44,7 @@ def test_each_line_can_be_read_at_once(tmp_path: Path) -> None:
 def test_the_lines_have_these_keys(tmp_path: Path) -> None:
     write_run(tmp_path)
     lines = (tmp_path / LOG).read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [asdict(step) for step in STEPS]
+    assert [json.loads(line) for line in lines] == [asdict(step) | asdict(measured(step)) for step in STEPS]
     first = json.loads((tmp_path / EVALUATIONS).read_text(encoding="utf-8").splitlines()[0])
     assert first == {
         "step": 3,
@@ -50,8 +55,16 @@ def test_the_lines_have_these_keys(tmp_path: Path) -> None:
     }
 
 
+def test_a_log_of_an_older_version_has_steps_and_no_costs(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    assert read_costs(tmp_path / LOG) == [measured(step) for step in STEPS]
+    write_log(tmp_path / LOG, STEPS)
+    assert read_log(tmp_path / LOG) == STEPS
+    assert read_costs(tmp_path / LOG) == [None] * len(STEPS)
+
+
 def test_a_run_without_evaluation_has_no_such_file(tmp_path: Path) -> None:
-    with RunLog(tmp_path) as log:
+    with RunLog(tmp_path, measured) as log:
         log.step(STEPS[0])
     assert [path.name for path in tmp_path.iterdir()] == [LOG]
     assert read_evaluations(tmp_path / EVALUATIONS) == []
@@ -118,6 +131,11 @@ def test_a_half_written_line_is_no_step(tmp_path: Path) -> None:
             r"whose loss is a number of the right kind, got True",
         ),
         (json.dumps(asdict(STEPS[2])), r"line 2 must be step 2, got step 3"),
+        (json.dumps(asdict(STEPS[1]) | {"mfu": 0.5}), r"line 2 must be an object with step, loss"),
+        (
+            json.dumps(asdict(STEPS[1]) | asdict(measured(STEPS[1])) | {"mfu": "0.5"}),
+            r"whose mfu is a number of the right kind, got '0.5'",
+        ),
     ],
 )
 def test_a_wrong_step_is_named(tmp_path: Path, line: str, sentence: str) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,20 +12,25 @@ import pytest
 from tests.fake_backend import FakeBackend
 from tests.smallest_recipe import RECORDS, write_smallest_recipe
 from twintune.backends import Choice
-from twintune.backends.job import Evaluation
+from twintune.backends.job import Evaluation, Step
 from twintune.converters.sources import stable_hash
 from twintune.errors import UserError
 from twintune.recipe import load_recipe
 from twintune.report_command import report
 from twintune.run_cost import cost_rows, duration
-from twintune.run_log import EVALUATIONS, LOG, RunLog, read_steps
+from twintune.run_log import EVALUATIONS, LOG, RunLog, read_costs, read_steps
 from twintune.run_record import Session
 from twintune.run_report import write_run_report
+from twintune.step_cost import StepCost
 from twintune.training import run_training
 from twintune.training_plan import decide
 
 PROMPT = "<script>alert(1)</script> | *2 + 2*?"
 ONE, TWO, NONE = "generate.sample_prompts=[one]", "generate.sample_prompts=[two]", "generate.num_samples=0"
+
+
+def measured(step: Step) -> StepCost:
+    return StepCost(60, step.tokens / step.seconds, None, 2**30)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def texts(folder: Path, *overrides: str) -> tuple[str, str]:
 
 
 def test_the_report_tells_curve_evaluation_cost_choices_versions_and_recipe(fake: FakeBackend, folder: Path) -> None:
-    with RunLog(folder, steps_done=10) as log:
+    with RunLog(folder, measured, steps_done=10) as log:
         log.evaluated(Evaluation(5, 2.0, 61, 0.5))
         log.evaluated(Evaluation(10, 2.5, 61, 0.5))
     markdown, page = texts(folder, NONE)
@@ -166,17 +172,32 @@ def test_a_killed_run_answers_with_its_newest_checkpoint(fake: FakeBackend, fold
 
 
 def test_cost_leaves_out_the_first_step_of_each_session(finished: Path) -> None:
-    steps = read_steps(finished / LOG)
+    steps, costs = read_steps(finished / LOG), read_costs(finished / LOG)
     sessions = [Session(1), Session(6, 2.0, "finished", 3 * 2**30, 2**29, {})]
-    rows = dict(cost_rows(steps, [], sessions))
-    assert rows["trained tokens"] == "70"
+    rows = dict(cost_rows(steps, costs, [], sessions))
+    assert rows["trained tokens"] == f"70 of {sum(cost.input_tokens for cost in costs if cost):,}"
     assert rows["speed"] == "28 trained tokens/s, 0.25 s a step, without the first step of 2 sessions"
     assert rows["step 6, the first of its session"] == "0.25 s"
     assert rows["wall time, session 1"] == "not known from step 1 on: it goes on, or was killed"
     assert rows["wall time, session 2"] == "2.0 s from step 6 on, finished"
     assert rows["peak memory of the process, session 2"] == "3.00 GiB"
     assert rows["peak memory of the device, session 2"] == "0.50 GiB"
-    assert "speed" not in dict(cost_rows(steps[:1], [], sessions[:1]))
+    assert "MFU" not in rows
+    assert "speed" not in dict(cost_rows(steps[:1], costs[:1], [], sessions[:1]))
+
+
+def test_mfu_is_that_of_all_steady_steps_together(finished: Path) -> None:
+    steps = [replace(step, seconds=1.0 if step.step == 2 else 0.25) for step in read_steps(finished / LOG)]
+    costs = [StepCost(9, 1.0, 0.1 if step.step == 2 else 0.5, 0) for step in steps]
+    rows = dict(cost_rows(steps, costs, [], [Session(1)]))
+    assert rows["MFU"] == "36.7% of the device's peak"  # (0.1 x 1 s + 8 x 0.5 x 0.25 s) / 3 s
+
+
+def test_an_older_log_tells_no_cost(finished: Path) -> None:
+    steps = read_steps(finished / LOG)
+    rows = dict(cost_rows(steps, [None] * len(steps), [], [Session(1)]))
+    assert rows["trained tokens"] == "70"
+    assert "MFU" not in rows
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from twintune.recipe import load_recipe
 from twintune.run_log import EVALUATIONS, LOG, RunLog, read_evaluations, read_log
 from twintune.run_record import Chosen, RunRecord, read_record, record_session
 from twintune.run_watch import watch_run
+from twintune.step_cost import cost_meter
 from twintune.trackers import TrackedRun
 from twintune.tracking import PACKAGES, TRACKERS
 from twintune.training import run_training
@@ -40,7 +41,7 @@ def test_a_run_that_goes_on_adds_to_what_its_folder_has(recipe_file: Path) -> No
     run = decided(recipe_file)
     folder = run.job.output_dir
     folder.mkdir()
-    with record_session(folder, RECORD), RunLog(folder) as log:
+    with record_session(folder, RECORD), RunLog(folder, cost_meter(run)) as log:
         for step in STEPS[:3]:
             log.step(step)
         log.evaluated(Evaluation(3, 1.0, 90, 1.5))

@@ -13,9 +13,11 @@ from twintune.backends import Backend, Choice
 from twintune.backends.job import Step
 from twintune.converters.adapter import WEIGHTS, make_initial_adapter, read_adapter
 from twintune.errors import UserError
-from twintune.plan_view import estimated_memory, plan_lines
+from twintune.memory_view import estimated_memory
+from twintune.plan_view import plan_lines
 from twintune.recipe import Recipe, load_recipe
 from twintune.schedule import row_order, warmup_steps
+from twintune.step_cost import StepCost
 from twintune.tracking import choose_trackers
 from twintune.training import run_training, versions
 from twintune.training_plan import Run, decide
@@ -59,7 +61,7 @@ def test_a_run_leaves_log_adapter_recipe_and_manifest(fake: FakeBackend, recipe:
     files = {"log.jsonl", "loss_curve.png", "manifest.json", "recipe.yaml", "run.json", "started.json"}
     assert names == {"adapter", "initial_adapter", *files, *choose_trackers(None)}
     log = log_of(out)
-    assert [list(line) for line in log] == [[field.name for field in fields(Step)]] * 10
+    assert [list(line) for line in log] == [[field.name for field in (*fields(Step), *fields(StepCost))]] * 10
     assert list(log[0]) == ["step", "loss", "grad_norm", "learning_rate", "tokens", "seconds"]
     assert [line["step"] for line in log] == list(range(1, 11))
     assert load_recipe(out / "recipe.yaml") == load_recipe(out / "adapter" / "recipe.yaml") == recipe

@@ -1,17 +1,14 @@
-"""A decided run in words, and the memory it will take."""
+"""A decided run in words."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from twintune.adapter_plan import adapter_lines, trained_numbers
-from twintune.converters.names import LINEAR_MODULES, linear_shapes
+from twintune.memory_view import memory_lines
 from twintune.models import unused_dropouts
-from twintune.optimizers import moment_names
 from twintune.schedule import schedule_words
 from twintune.tracking import trackers_line
 from twintune.training_plan import Run, shortened
-
-FRAMEWORK_MEMORY = "the framework's own buffers come on top, with MindSpore on CPU several GiB"
 
 
 def plan_lines(run: Run) -> list[tuple[str, str]]:
@@ -42,7 +39,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("evaluation", f"{summary.validation_rows} rows after steps: {shortened(job.evaluation_steps)}"),
         ("checkpoints", f"after steps: {shortened(job.checkpoint_steps)}{_kept(run)}"),
         ("trackers", trackers_line(run.recipe.train.report_to)),
-        ("memory, estimated", f"{estimated_memory(run) / 2**30:.2f} GiB of tensors; {FRAMEWORK_MEMORY}"),
+        *memory_lines(run),
         ("output", str(job.output_dir)),
     ]
 
@@ -76,29 +73,3 @@ def _packing(run: Run) -> str:
 
 def _cut(run: Run) -> str:
     return f"{run.prepared.summary.cut_rows} cut at data.cutoff_len {run.recipe.data.cutoff_len}"
-
-
-def estimated_memory(run: Run) -> float:
-    """Bytes of weights, adapter with gradients and Adam state, and one micro-batch's activations.
-
-    Activations follow Korthikanti et al. 2022 (arXiv:2205.05198), table 2, with what a gated MLP keeps:
-    for each token and layer some 10 vectors of the hidden size and 3 of the inner size, and the attention
-    matrix of each head; plus the logits, their softmax and its gradient. An estimate: the framework's own
-    buffers come on top.
-    """
-    config, job = run.config, run.job
-    size = 4 if job.dtype == "float32" else 2
-    hidden, inner, layers = (config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    shapes = linear_shapes(config, LINEAR_MODULES)
-    embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
-    linear = size if job.quantization is None else 0.5 + 4 / 64  # a code, and a share of its block's absmax
-    weights = size * embeddings + linear * sum(out * width for out, width in shapes.values())
-    kept = 2 + len(moment_names(job.optimizer))  # weight, gradient and the optimizer's moments, as if in float32
-    adapter = 4 * kept * run.trainable_parameters
-    tokens = job.order.shape[2] * job.row_length
-    attention = config["num_attention_heads"] * job.row_length * size
-    layer = size * (10 * hidden + 3 * inner) + attention
-    # Recomputed, each layer keeps its input alone, and one layer at a time has all.
-    activations = tokens * (layers * size * hidden + layer if job.gradient_checkpointing else layers * layer)
-    logits = 3 * 4 * tokens * config["vocab_size"]
-    return float(weights + adapter + activations + logits)

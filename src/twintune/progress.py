@@ -1,6 +1,7 @@
 """What a training run shows while it goes on: a progress bar on a terminal, lines elsewhere."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -9,20 +10,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from twintune.backends.job import Evaluation, Step
+from twintune.step_cost import StepCost
 
 LINES = 20  # a run that is not watched on a terminal prints about so many
 
 
 class Progress:
-    """A Watcher that shows step, loss, trained tokens a second and the time left.
+    """A Watcher that shows step, loss, trained tokens a second, MFU where it is known, memory and the time left.
 
     Args:
         steps: how many there are in the whole run.
+        measure: tells what a step that has just ended cost.
         steps_done: how many of them lie behind the checkpoint from which it goes on.
     """
 
-    def __init__(self, steps: int, steps_done: int = 0) -> None:
+    def __init__(self, steps: int, measure: Callable[[Step], StepCost], steps_done: int = 0) -> None:
         self.steps = steps
+        self.measure = measure
         self.steps_done = steps_done
         self.console = Console(stderr=True)  # frameworks print to stdout, and --json must stay clean
         self.bar = Bar(
@@ -58,8 +62,10 @@ class Progress:
 
     def step(self, step: Step) -> None:
         """Show a step."""
-        rate = step.tokens / step.seconds
-        figures = f"loss {step.loss:.4f}  {rate:,.0f} trained tokens/s"
+        cost = self.measure(step)
+        mfu = "" if cost.mfu is None else f"  MFU {cost.mfu:.1%}"
+        memory = f"{cost.peak_memory / 2**30:.1f} GiB"
+        figures = f"loss {step.loss:.4f}  {cost.tokens_per_second:,.0f} trained tokens/s{mfu}  {memory}"
         self.bar.update(self.task, completed=step.step, description="training", figures=figures)
         elapsed = time.perf_counter() - self.began
         first = self.steps_done + 1

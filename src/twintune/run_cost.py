@@ -4,27 +4,33 @@ from collections.abc import Sequence
 
 from twintune.backends.job import Evaluation, Step
 from twintune.run_record import Session
+from twintune.step_cost import StepCost
 
 GIB = 2**30
 
 
 def cost_rows(
-    steps: Sequence[Step], evaluations: Sequence[Evaluation], sessions: Sequence[Session]
+    steps: Sequence[Step],
+    costs: Sequence[StepCost | None],
+    evaluations: Sequence[Evaluation],
+    sessions: Sequence[Session],
 ) -> list[tuple[str, str]]:
     """Pairs of a name and a figure with its unit.
 
     The first step of each session waits for what is made once (MindSpore compiles its graph), so that speed is
-    measured without it.
+    measured without it. `costs` are those of the steps, None where an older version wrote the log.
     """
     firsts = {session.first_step for session in sessions}
     steady = [step for step in steps if step.step not in firsts]
     waited = [step for step in steps if step.step in firsts]
-    rows = [("trained tokens", f"{sum(step.tokens for step in steps):,}")]
+    trained = sum(step.tokens for step in steps)
+    rows = [("trained tokens", f"{trained:,}{_of_all(trained, costs)}")]
     if steady:
         seconds = sum(step.seconds for step in steady)
         speed = sum(step.tokens for step in steady) / seconds
         without = f"without the first step of {_count(len(firsts), 'session')}"
         rows.append(("speed", f"{speed:,.0f} trained tokens/s, {seconds / len(steady):.3g} s a step, {without}"))
+        rows += _utilization(steady, costs)
     rows += [(f"step {step.step}, the first of its session", f"{step.seconds:.3g} s") for step in waited]
     rows.append(("time in steps", duration(sum(step.seconds for step in steps))))
     if evaluations:
@@ -32,6 +38,22 @@ def cost_rows(
         rows.append(("time in evaluation", f"{time} for {_count(len(evaluations), 'evaluation')}"))
     rows += [(_named("wall time", number, sessions), _wall(session)) for number, session in enumerate(sessions, 1)]
     return rows + [row for number, session in enumerate(sessions, 1) for row in _memory(number, session, sessions)]
+
+
+def _of_all(trained: int, costs: Sequence[StepCost | None]) -> str:
+    known = [cost.input_tokens for cost in costs if cost is not None]
+    return f" of {sum(known):,}" if known and len(known) == len(costs) else ""
+
+
+def _utilization(steps: Sequence[Step], costs: Sequence[StepCost | None]) -> list[tuple[str, str]]:
+    """The MFU of some steps together, if it is known of each; `costs` are those of all steps from 1."""
+    shares = []
+    for step in steps:
+        cost = costs[step.step - 1]
+        if cost is None or cost.mfu is None:
+            return []
+        shares.append(cost.mfu * step.seconds)
+    return [("MFU", f"{sum(shares) / sum(step.seconds for step in steps):.1%} of the device's peak")]
 
 
 def _wall(session: Session) -> str:

@@ -1,6 +1,10 @@
-"""The two logs of a run folder: log.jsonl has a line for each optimizer step, evaluation.jsonl for each evaluation."""
+"""The two logs of a run folder: log.jsonl has a line for each optimizer step, evaluation.jsonl for each evaluation.
+
+A step's line says what the backend told, and then what it cost.
+"""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
@@ -9,11 +13,13 @@ from typing import Any, Literal, Self, TextIO
 from twintune.artifacts import new_file
 from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError, raise_collected
+from twintune.step_cost import StepCost
 from twintune.watchers import QuietWatcher
 
 LOG = "log.jsonl"
 EVALUATIONS = "evaluation.jsonl"
 STEP_KINDS: dict[str, Any] = {field.name: field.type for field in fields(Step)}
+COST_KINDS: dict[str, Any] = {field.name: field.type for field in fields(StepCost)}
 EVALUATION_KINDS: dict[str, Any] = {"step": int, "loss": float, "perplexity": float, "tokens": int, "seconds": float}
 
 
@@ -22,11 +28,13 @@ class RunLog(QuietWatcher):
 
     Args:
         folder: the run folder; its logs are cut back with `cut_back` before a run goes on.
+        measure: tells what a step that has just ended cost.
         steps_done: steps that lie behind the checkpoint from which the run goes on; 0 begins new logs.
     """
 
-    def __init__(self, folder: Path, steps_done: int = 0) -> None:
+    def __init__(self, folder: Path, measure: Callable[[Step], StepCost], steps_done: int = 0) -> None:
         self.folder = folder
+        self.measure = measure
         self.mode: Literal["a", "w"] = "a" if steps_done else "w"
         self.log: TextIO = (folder / LOG).open(self.mode, encoding="utf-8")
         self.evaluations: TextIO | None = None
@@ -42,8 +50,8 @@ class RunLog(QuietWatcher):
             self.evaluations.close()
 
     def step(self, step: Step) -> None:
-        """Write a step."""
-        _write_line(self.log, asdict(step))
+        """Write a step and what it cost."""
+        _write_line(self.log, asdict(step) | asdict(self.measure(step)))
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Write an evaluation; a run without any has no such file."""
@@ -125,13 +133,27 @@ def read_steps(path: Path) -> list[Step]:
     Raises:
         UserError: for a missing file and for every whole line that is not the step it should be.
     """
-    steps = [Step(**values) for values in _read_objects(path, STEP_KINDS, "a step")]
+    lines = _read_objects(path, "a step", STEP_KINDS, COST_KINDS)
+    steps = [Step(**{name: values[name] for name in STEP_KINDS}) for values in lines]
     raise_collected(
         f"{path}: line {number} must be step {number}, got step {step.step}; train again"
         for number, step in enumerate(steps, start=1)
         if step.step != number
     )
     return steps
+
+
+def read_costs(path: Path) -> list[StepCost | None]:
+    """What each step in the whole lines of a log.jsonl cost; None where an older version wrote the line.
+
+    Raises:
+        UserError: as read_steps, but for the numbers of the steps.
+    """
+    lines = _read_objects(path, "a step", STEP_KINDS, COST_KINDS)
+    return [
+        StepCost(**{name: values[name] for name in COST_KINDS}) if COST_KINDS.keys() <= values.keys() else None
+        for values in lines
+    ]
 
 
 def read_evaluations(path: Path) -> list[Evaluation]:
@@ -142,32 +164,33 @@ def read_evaluations(path: Path) -> list[Evaluation]:
     """
     if not path.exists():
         return []
-    objects = _read_objects(path, EVALUATION_KINDS, "an evaluation")
+    objects = _read_objects(path, "an evaluation", EVALUATION_KINDS, {})
     return [Evaluation(values["step"], values["loss"], values["tokens"], values["seconds"]) for values in objects]
 
 
-def _read_objects(path: Path, kinds: dict[str, Any], what: str) -> list[dict[str, Any]]:
+def _read_objects(path: Path, what: str, kinds: dict[str, Any], more: dict[str, Any]) -> list[dict[str, Any]]:
+    """The whole lines as objects with these keys, and either all or none of some more."""
     objects: list[dict[str, Any]] = []
     problems: list[str] = []
     for number, line in enumerate(whole_lines(path)[0], start=1):
         try:
-            objects.append(_read_object(line, kinds, what))
+            objects.append(_read_object(line, what, kinds, more))
         except ValueError as error:
             problems.append(f"{path}: line {number} must be {error}; train again")
     raise_collected(problems)
     return objects
 
 
-def _read_object(line: str, kinds: dict[str, Any], what: str) -> dict[str, Any]:
+def _read_object(line: str, what: str, kinds: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """One line as an object of numbers; ValueError completes the sentence `the line must be ...`."""
     try:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"JSON, got: {error}") from None
-    if not isinstance(values, dict) or set(values) != set(kinds):
+    if not isinstance(values, dict) or values.keys() not in (kinds.keys(), (kinds | more).keys()):
         raise ValueError(f"an object with {', '.join(kinds)}, got {line}")
-    for name, kind in kinds.items():
-        value = values[name]
-        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+    for name, value in values.items():
+        kind = (kinds | more)[name]
+        if isinstance(value, bool) or not isinstance(value, int | float if kind is float else kind):
             raise ValueError(f"{what} whose {name} is a number of the right kind, got {value!r}")
     return values

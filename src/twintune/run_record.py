@@ -109,7 +109,7 @@ def record_session(folder: Path, record: RunRecord, steps_done: int = 0) -> Iter
         raise
     finally:
         session.seconds = time.perf_counter() - began
-        session.process_memory = _process_memory()
+        session.process_memory = process_memory()
         _write(folder, record)
 
 
@@ -117,7 +117,7 @@ def _write(folder: Path, record: RunRecord) -> None:
     write_json(folder / RECORD, asdict(record))
 
 
-def _process_memory() -> int:
+def process_memory() -> int:
     """Bytes of main memory that this process took at most; Linux counts them in KiB, macOS in bytes."""
     import resource
 

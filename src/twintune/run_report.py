@@ -14,7 +14,7 @@ from twintune.markdown import block, escape, markdown_table
 from twintune.recipe import Recipe, load_recipe
 from twintune.run_cost import cost_rows
 from twintune.run_curve import CURVE, best_evaluation, draw_run
-from twintune.run_log import EVALUATIONS, LOG, read_evaluations, read_steps
+from twintune.run_log import EVALUATIONS, LOG, read_costs, read_evaluations, read_steps
 from twintune.run_record import FINISHED, RunRecord, read_record
 from twintune.run_samples import find_answers
 
@@ -76,6 +76,7 @@ def write_run_report(folder: Path, overrides: Sequence[str] = ()) -> Path:
     steps, evaluations = read_steps(folder / LOG), read_evaluations(folder / EVALUATIONS)
     if not steps:
         raise UserError(f"{folder / LOG}: the log must hold at least one step, got none; train first")
+    costs = read_costs(folder / LOG)
     draw_run(folder / CURVE, steps, evaluations)
     report = RunReport(
         recipe.train.run_name or folder.resolve().name,
@@ -83,7 +84,7 @@ def write_run_report(folder: Path, overrides: Sequence[str] = ()) -> Path:
         (
             _sample_table(folder, recipe, record),
             _evaluation_table(evaluations),  # after the answers, as it may be long, and the curve shows it
-            Table("Cost", ("what", "figure"), cost_rows(steps, evaluations, record.sessions)),
+            Table("Cost", ("what", "figure"), cost_rows(steps, costs, evaluations, record.sessions)),
             *_tracker_tables(record),
             Table("What was chosen, and why", ("what", "choice"), record.plan),
             Table("Versions", ("package", "version"), list(record.versions.items())),

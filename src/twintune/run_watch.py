@@ -10,6 +10,7 @@ from twintune.progress import Progress
 from twintune.run_curve import CURVE, RunCurve
 from twintune.run_log import EVALUATIONS, LOG, RunLog, read_evaluations, read_steps
 from twintune.run_record import RunRecord, record_session
+from twintune.step_cost import cost_meter
 from twintune.trackers import TrackedRun
 from twintune.tracking import Trackers, choose_trackers
 from twintune.trees import flat
@@ -46,6 +47,7 @@ def watch_run(run: "Run", record: RunRecord, others: Sequence[Watcher] = ()) -> 
     folder = job.output_dir
     steps = read_steps(folder / LOG) if job.steps_done else []
     evaluations = read_evaluations(folder / EVALUATIONS) if job.steps_done else []
+    measure = cost_meter(run)
     settings = flat(run.recipe.model_dump(mode="json"))
     tracked = TrackedRun(folder, train.run_name or folder.resolve().name, settings, job.steps_done)
     with ExitStack() as stack:
@@ -53,7 +55,7 @@ def watch_run(run: "Run", record: RunRecord, others: Sequence[Watcher] = ()) -> 
         trackers = stack.enter_context(Trackers(choose_trackers(train.report_to), tracked))
         session.trackers = trackers.failures  # one that fails while it closes is in there too
         curve = stack.enter_context(RunCurve(folder / CURVE, steps, evaluations))
-        log = stack.enter_context(RunLog(folder, job.steps_done))
-        progress = stack.enter_context(Progress(len(job.order), job.steps_done))
+        log = stack.enter_context(RunLog(folder, measure, job.steps_done))
+        progress = stack.enter_context(Progress(len(job.order), measure, job.steps_done))
         yield Watchers([log, progress, curve, trackers, RecipeKeeper(run), *others])
         session.device_memory = run.framework.peak_memory(job.device)
