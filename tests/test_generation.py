@@ -1,10 +1,9 @@
-"""The text generator: sampling by the rules of transformers, streaming, and rows that do not mix."""
+"""The text generator: draws, streaming, stop strings, and rows that come, go and do not mix."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +32,7 @@ class Script:
         self.texts = texts
         self.vocabulary = vocabulary
         self.steps = 0
+        self.begun: list[tuple[list[int], list[int]]] = []  # places and the lengths of their prompts
 
     def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         raise NotImplementedError
@@ -40,6 +40,7 @@ class Script:
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
         self.rows = [self.texts[prompt[0]] for prompt in prompts]
         self.said = [0] * len(prompts)
+        self._begin(range(len(prompts)), prompts)
         return self._say()
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -51,7 +52,11 @@ class Script:
     def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         for place, prompt in zip(places, prompts, strict=True):
             self.rows[place], self.said[place] = self.texts[prompt[0]], 0
+        self._begin(places, prompts)
         return self._say()[list(places)]
+
+    def _begin(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        self.begun.append((list(places), [len(prompt) for prompt in prompts]))
 
     def _say(self) -> NDArray[np.float32]:
         logits = np.zeros((len(self.rows), self.vocabulary), np.float32)
@@ -88,42 +93,6 @@ def random_logits(seed: int, size: int = 200) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, 2, size).astype(np.float32)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [
-        (1.0, 0, 0.9),
-        (0.7, 0, 0.5),
-        (1.5, 10, 1.0),
-        (0.8, 50, 0.95),
-        (1.0, 1, 1.0),
-        (1.0, 0, 1e-6),
-        (2.0, 500, 0.99),
-    ],
-)
-def test_sampling_keeps_what_transformers_keeps(seed: int, temperature: float, top_k: int, top_p: float) -> None:
-    torch = pytest.importorskip("torch", reason="the reference needs the cuda extra")
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    logits = random_logits(seed)
-    warpers = [TemperatureLogitsWarper(temperature)] if temperature != 1 else []
-    warpers += [TopKLogitsWarper(top_k)] if top_k else []
-    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-    scores = torch.from_numpy(logits.astype(np.float64))[None]
-    for warper in warpers:
-        scores = warper(None, scores)
-    expected = scores[0].softmax(dim=0).numpy()
-    ours = probabilities(logits, Sampling(1, temperature, top_p, top_k))
-    assert np.array_equal(ours > 0, expected > 0)
-    np.testing.assert_allclose(ours, expected, rtol=1e-12)
-
-
-def test_the_token_that_crosses_p_is_kept() -> None:
-    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
-    kept = probabilities(logits, Sampling(1, temperature=1.0, top_p=0.6))
-    np.testing.assert_allclose(kept, [0.625, 0.375, 0, 0], rtol=1e-6)
-
-
 def test_draws_follow_the_probabilities() -> None:
     logits = random_logits(0, size=8)
     sampling = Sampling(1, temperature=1.3, top_k=5, num_return_sequences=4000)
@@ -139,13 +108,41 @@ def test_draws_follow_the_probabilities() -> None:
 
 def test_a_text_does_not_depend_on_its_batch() -> None:
     prompts = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
-    sampling = Sampling(12, temperature=1.0, top_p=0.95, num_return_sequences=3, seed=7)
+    sampling = Sampling(12, 1.0, 0.95, num_return_sequences=3, seed=7, repetition_penalty=1.2, min_new_tokens=2)
     texts = {size: TextGenerator(Chain(), Utf8(), [0, 1], size).generate(prompts, sampling) for size in (1, 4, 99)}
     assert texts[1] == texts[4] == texts[99]
     assert [len(group) for group in texts[1]] == [3] * 5
     assert len({text for group in texts[1] for text in group}) == 15
     other = TextGenerator(Chain(), Utf8(), [0, 1]).generate(prompts, replace(sampling, seed=8))
     assert other != texts[1]
+
+
+def test_the_longest_prompts_begin_and_others_take_the_places_of_texts_that_ended() -> None:
+    model = Script(b"abc", b"a", b"", b"abcdef", b"ab")
+    prompts = [[number] * length for number, length in enumerate([2, 9, 4, 7, 4])]
+    texts = TextGenerator(model, Utf8(), [END], batch_size=2).generate(prompts, Sampling(6))
+    assert texts == [["abc"], ["a"], [""], ["abcdef"], ["ab"]]
+    # "a" ends at its second token, the empty text at its first; then "ab" runs beside "abcdef", and "abc" to the end.
+    assert model.begun == [([0, 1], [9, 7]), ([0], [4]), ([0], [4]), ([0], [2])]
+    assert model.steps == 1 + 2 + 3
+
+
+def test_more_places_than_prompts_and_no_prompts_at_all() -> None:
+    model = Script(b"a")
+    assert TextGenerator(model, Utf8(), [END], batch_size=9).generate([[0]], Sampling(6)) == [["a"]]
+    assert model.begun == [([0], [1])]
+    assert TextGenerator(model, Utf8(), [END]).generate([], Sampling(6)) == []
+    assert len(model.begun) == 1
+
+
+def test_no_text_is_shorter_than_min_new_tokens() -> None:
+    prompts = [[number] for number in range(20)]
+    closing = list(range(3, 40))  # of 64 tokens: most texts end at once
+    free = TextGenerator(Chain(), Utf8(), closing).generate_ids(prompts, Sampling(12))
+    held = TextGenerator(Chain(), Utf8(), closing).generate_ids(prompts, Sampling(12, min_new_tokens=5))
+    assert min(map(len, free)) == 0
+    assert min(map(len, held)) == 5
+    assert [one for one in free if len(one) >= 5] == [new for old, new in zip(free, held, strict=True) if len(old) >= 5]
 
 
 def test_greedy_text_is_the_likeliest() -> None:
@@ -233,6 +230,22 @@ def test_a_stop_text_ends_a_text_and_is_never_shown(stop_text: str) -> None:
     assert generator.generate_ids(prompts, Sampling(60)) == [list(text.encode()) for text in expected]
 
 
+@pytest.mark.parametrize("stop_text", [None, "###", "d"])
+def test_the_first_of_several_stop_strings_ends_a_text(stop_text: str | None) -> None:
+    texts = ["abcdefgh", "ab###cd", "efabg", "xy#z", "bc\nd"]
+    model = Script(*(text.encode() for text in texts))
+    shown: dict[int, str] = {}
+    result = TextGenerator(model, Utf8(), [END], 2, stop_text).generate(
+        [[number] for number in range(5)],
+        Sampling(60, stop_strings=("efg", "\n", "bg", "z!")),
+        lambda row, piece: shown.update({row: shown.get(row, "") + piece}),
+    )
+    ends = ["efg", "\n", "bg", *([] if stop_text is None else [stop_text])]
+    expected = [min((text.split(end)[0] for end in ends), key=len) for text in texts]
+    assert result == [[text] for text in expected]
+    assert shown == {row: text for row, text in enumerate(expected) if text}
+
+
 def test_a_token_that_straddles_the_stop_text_is_kept_as_a_token_and_cut_as_a_text() -> None:
     class Pairs:
         def decode(self, ids: Sequence[int]) -> str:
@@ -251,32 +264,6 @@ def test_rows_are_numbered_by_prompt_then_sequence() -> None:
         lambda row, piece: shown.update({row: shown.get(row, "") + piece}),
     )
     assert [shown[row] for row in range(6)] == [text for group in texts for text in group]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"max_new_tokens": 0}, "generate.max_new_tokens must be at least 1, got 0"),
-        ({"temperature": -0.5}, "generate.temperature must be 0 (greedy) or above, got -0.5"),
-        ({"temperature": float("nan")}, "generate.temperature must be 0 (greedy) or above, got nan"),
-        ({"top_p": 0.0}, "generate.top_p must be above 0 and at most 1, got 0.0"),
-        ({"top_p": 1.5}, "generate.top_p must be above 0 and at most 1, got 1.5"),
-        ({"top_k": -1}, "generate.top_k must be 0 (no limit) or above, got -1"),
-        ({"num_return_sequences": 0}, "generate.num_return_sequences must be at least 1, got 0"),
-        ({"seed": -3}, "generate.seed must be 0 or above, got -3"),
-        ({"num_return_sequences": 4}, "generate.num_return_sequences must be 1 for greedy text, got 4"),
-    ],
-)
-def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        Sampling(**({"max_new_tokens": 8} | values))
-    assert caught.value.messages[0].startswith(message)
-
-
-def test_all_wrong_values_are_told_at_once() -> None:
-    with pytest.raises(UserError) as caught:
-        Sampling(0, top_k=-1, seed=-1)
-    assert len(caught.value.messages) == 3
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:

@@ -79,22 +79,23 @@ class NextTokens:
 
     Attributes:
         cache: gets its keys and values.
-        slots: where, int64 [places].
+        places: 0, 1, 2 and so on, int64 [places].
+        slots: where in each of them, int64 [places].
         used: slots to look at: beyond the last that any place has taken.
         visible: bool [places, 1, 1, used], slots up to a place's own; None if all of them have taken as many.
     """
 
     cache: Cache
+    places: Any
     slots: Any
     used: int
     visible: Any
 
     def attend(self, layer: int, query: Any, key: Any, value: Any, scaling: float) -> Any:
         """As attend_over_cache, [places, heads, 1, head size]."""
-        every = torch.arange(len(query), device=query.device)
         states = self.cache.layers[layer]
         for held, new in zip(states, (key, value), strict=True):
-            held[every, :, self.slots] = new[:, :, 0].to(held.dtype)
+            held[self.places, :, self.slots] = new[:, :, 0].to(held.dtype)
         keys, values = (held[:, :, : self.used] for held in states)
         # The heads that share keys take the place of query tokens: no key is repeated.
         grouped = query.to(keys.dtype).view(len(query), keys.shape[1], -1, query.shape[3])
@@ -107,7 +108,8 @@ def next_tokens(cache: Cache, lengths: NDArray[np.int64], device: str) -> NextTo
     slots = torch.from_numpy(lengths).clamp(max=cache.slots - 1)  # a row that ended long ago is full
     used = int(slots.max()) + 1
     visible = None if bool((slots == slots[0]).all()) else (torch.arange(used) <= slots[:, None])[:, None, None]
-    return NextTokens(cache, slots.to(device), used, None if visible is None else visible.to(device))
+    places = torch.arange(cache.places, device=device)
+    return NextTokens(cache, places, slots.to(device), used, None if visible is None else visible.to(device))
 
 
 def attend_over_cache(

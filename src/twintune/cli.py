@@ -13,7 +13,7 @@ import typer
 
 from twintune import __version__
 from twintune.command_arguments import DeviceFlag, Overrides, RecipeFile, recipe_with
-from twintune.errors import UserError
+from twintune.errors import UserError, print_errors
 from twintune.evaluate_command import evaluate
 from twintune.export_commands import export_app, merge
 from twintune.parity_commands import parity_app
@@ -50,8 +50,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        for message in error.messages:
-            print(f"twintune: {message}", file=sys.stderr)
+        print_errors(error.messages)
         sys.exit(2)
 
 
@@ -201,6 +200,11 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default="adapter's, or 0")] = None,
     top_p: Annotated[float | None, typer.Option(show_default="adapter's, or 1")] = None,
     top_k: Annotated[int | None, typer.Option(help="0 is no limit.", show_default="adapter's, or 0")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1 is none.", show_default="adapter's, or 1")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(show_default="adapter's, or 0")] = None,
+    stop_string: Annotated[
+        list[str] | None, typer.Option(help="Ends a text; may be repeated.", show_default="adapter's")
+    ] = None,
     num_return_sequences: Annotated[int, typer.Option()] = 1,
     vote: Annotated[
         int | None,
@@ -221,6 +225,9 @@ def generate(
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+        "min_new_tokens": min_new_tokens,
+        "stop_strings": tuple(stop_string) if stop_string else None,
         "seed": seed,
     }
     sampling = _sampling(adapter_recipe(adapter), given, num_return_sequences)

@@ -141,7 +141,7 @@ def test_the_adapter_is_loaded_by_peft_and_gives_the_same_logits(trained: Traine
 @pytest.mark.filterwarnings("ignore:Position ids are not supported for parameter efficient tuning:UserWarning")
 def test_greedy_texts_are_those_of_pefts_generate(trained: Trained) -> None:
     theirs = loaded_by_peft(trained.job)
-    ids = TextGenerator(ours(trained.job), Numbers(), [2]).generate_ids(PROMPTS, Sampling(12))
+    ids = TextGenerator(ours(trained.job), Numbers(), [2], batch_size=2).generate_ids(PROMPTS, Sampling(12))
     for prompt, text in zip(PROMPTS, ids, strict=True):
         given = torch.tensor([prompt])
         options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0}
