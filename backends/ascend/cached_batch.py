@@ -50,8 +50,14 @@ class CachedBatch:
         Raises:
             UserError: if the longest prompt and its new tokens go beyond the model's positions.
         """
+        longest = max(map(len, prompts))
+        if longest + max_new_tokens > self._positions:
+            raise UserError(
+                f"generate.max_new_tokens and the prompt must fit the model's {self._positions} positions, "
+                f"got {longest} prompt tokens and {max_new_tokens} new ones; shorten one of them"
+            )
         self._max_new_tokens = max_new_tokens
-        self._shape = self._fitting(self._room(prompts), len(prompts))
+        self._shape = self._fitting(longest + max_new_tokens, len(prompts))
         self._lengths = np.zeros(len(prompts), np.int32)
         self._ends = np.zeros(len(prompts), np.int32)
         return self._put(range(len(prompts)), prompts)
@@ -60,11 +66,11 @@ class CachedBatch:
         """Put prompts at the places of rows that ended; logits after each, float32 [prompts, vocabulary].
 
         Raises:
-            UserError: as start.
+            ValueError: for a prompt that is longer than those of `start`, which the cache has no room for.
         """
-        room = self._room(prompts)
+        room = max(map(len, prompts)) + self._max_new_tokens
         if room > self._shape[0]:
-            self._move(self._fitting(room, self._shape[1]))
+            raise ValueError(f"a prompt and its new tokens must fit the {self._shape[0]} of the cache, got {room}")
         return self._put(places, prompts)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -79,15 +85,6 @@ class CachedBatch:
         self._lengths = positions[:count, 0] + 1
         logits: NDArray[np.float32] = self._compiled[self._shape][0](ms.Tensor(ids), ms.Tensor(positions)).asnumpy()
         return logits[:count]
-
-    def _room(self, prompts: Sequence[Sequence[int]]) -> int:
-        longest = max(map(len, prompts))
-        if longest + self._max_new_tokens > self._positions:
-            raise UserError(
-                f"generate.max_new_tokens and the prompt must fit the model's {self._positions} positions, "
-                f"got {longest} prompt tokens and {self._max_new_tokens} new ones; shorten one of them"
-            )
-        return longest + self._max_new_tokens
 
     def _fitting(self, room: int, rows: int) -> tuple[int, int]:
         """Length and rows of the smallest graph that fits, as compiling takes longer than computing a few rows more."""
@@ -110,10 +107,3 @@ class CachedBatch:
             self._ends[place] = len(prompt) + self._max_new_tokens
             logits.append(last.asnumpy())
         return np.concatenate(logits)
-
-    def _move(self, shape: tuple[int, int]) -> None:
-        """Go on in another graph's cache, which is longer."""
-        old, new = self._compiled[self._shape][0], self._compiled[shape][0]
-        for before, after in zip(old.layers, new.layers, strict=True):
-            after.take(before)
-        self._shape = shape

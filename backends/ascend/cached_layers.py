@@ -151,13 +151,6 @@ class CachedLayer(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         values = self.put(self.values, places, value.reshape(-1, width)).reshape(self.shape)
         return self.parts.after(x, self.parts.attention(query, keys, values, hidden_keys))
 
-    def take(self, other: "CachedLayer") -> None:
-        """Copy the cache of a layer with fewer slots and no more rows; outside of a graph."""
-        more_rows, more_slots = self.shape[0] - other.shape[0], self.shape[2] - other.shape[2]
-        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            padded = ops.pad(theirs.reshape(other.shape), (0, 0, 0, more_slots, 0, 0, 0, more_rows))
-            mine.set_data(padded.reshape(mine.shape))
-
 
 def _room(empty: Any, dtype: Any, name: str) -> ms.Parameter:
     return ms.Parameter(ms.Tensor(empty).astype(dtype), name=name, requires_grad=False)

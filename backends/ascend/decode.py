@@ -58,7 +58,7 @@ class MindFormersModel:
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
         """Begin decoding; float32 [prompts, vocabulary]. Raises UserError for texts beyond the model's positions."""
         if not self.length:
-            self._build(max(map(len, prompts)))
+            self._build(max(map(len, prompts)) + max_new_tokens)
         if self.batch is None:
             self.batch = self._cached_batch()
         return self.batch.start(prompts, max_new_tokens)

@@ -1,0 +1,149 @@
+"""Decoding with a cache on MindSpore: token for token what the whole rows give, there and with transformers.
+
+A prefix is compared in tests/backends/test_prefix_both.py.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+mindspore = pytest.importorskip("mindspore", reason="the ascend extra is not installed")
+pytest.importorskip("torch", reason="compares with transformers")
+
+from tests.tiny_models import save_tiny_model
+from twintune.backends import load_backend
+from twintune.backends.ascend.cached_batch import SHORTEST, bucket
+from twintune.backends.job import Lora, Quantization
+from twintune.converters.adapter import make_initial_adapter, write_adapter
+from twintune.converters.target_modules import layers_of
+from twintune.errors import UserError
+from twintune.models import read_model_config
+
+LOGITS = 5e-5  # float32; the two sides add up the same products in another order
+PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 99], [1, *range(20, 49)]]
+LATER = [1, *range(60, 77)]
+NEW_TOKENS = 12
+LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+KINDS: dict[str, tuple[str, dict[str, Any], bool]] = {  # model, its config.json, whether in NF4
+    "llama": ("llama", {"rope_scaling": {"rope_type": "llama3", **LLAMA3}}, False),
+    "qwen2": ("qwen2", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "num_hidden_layers": 1}, True),
+    "phi": ("phi", {"num_hidden_layers": 1}, False),
+}
+
+
+@dataclass
+class Text:
+    """A row with the logits after its prompt and after each new token."""
+
+    ids: list[int]
+    logits: list[NDArray[np.float32]]
+
+
+@dataclass
+class Decoded:
+    """What a model said, and the same model on the other backend."""
+
+    ours: Any
+    theirs: Any
+    texts: list[Text]
+
+
+def save_random_adapter(model: Path, folder: Path) -> Path:
+    """LoRA on every linear layer, its B drawn too, so that it changes what the model says."""
+    config = read_model_config(model)
+    lora = Lora(4, 8, 0.0, layers_of(config))
+    tensors = make_initial_adapter(config, lora, seed=0)
+    draw = np.random.default_rng(5)
+    drawn = {name: draw.normal(0, 0.1, tensor.shape).astype(np.float32) for name, tensor in tensors.items()}
+    write_adapter(folder / "adapter", drawn, lora, str(model))
+    return folder / "adapter"
+
+
+def go_on(model: Any, texts: list[Text], steps: int) -> None:
+    """Take the likeliest token of every row, some times."""
+    for _ in range(steps):
+        tokens = np.array([text.logits[-1].argmax() for text in texts])
+        for text, token, logits in zip(texts, tokens.tolist(), model.step(tokens), strict=True):
+            text.ids.append(token)
+            text.logits.append(logits)
+
+
+def begin(model: Any, prompts: list[list[int]], new_tokens: int) -> list[Text]:
+    logits = model.start(prompts, new_tokens)
+    return [Text(list(prompt), [row]) for prompt, row in zip(prompts, logits, strict=True)]
+
+
+def check(model: Any, texts: list[Text]) -> None:
+    """Greedy tokens and logits are those of the whole rows, computed at once."""
+    for text, whole in zip(texts, model.logits([text.ids for text in texts]), strict=True):
+        ours, wanted = np.array(text.logits), whole[-len(text.logits) :]
+        np.testing.assert_allclose(ours, wanted, rtol=0, atol=LOGITS)
+        assert (ours.argmax(1) == wanted.argmax(1)).all()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def decoded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoded:
+    family, changes, in_4_bit = KINDS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    model = save_tiny_model(folder / "model", family, **changes)
+    settings: dict[str, Any] = {"pad_token_id": 0, "device": "cpu", "dtype": "float32"}
+    settings["quantization"] = Quantization(double_quant=False) if in_4_bit else None
+    adapter = save_random_adapter(model, folder)
+    ours, theirs = (load_backend(name).load_model(model, adapter, **settings) for name in ("ascend", "cuda"))
+    texts = begin(ours, PROMPTS, NEW_TOKENS)
+    go_on(ours, texts, 5)
+    ended, texts[1] = texts[1], Text(list(LATER), list(ours.replace([1], [LATER])))
+    go_on(ours, texts, NEW_TOKENS - 6)
+    go_on(ours, [deepcopy(texts[0]), texts[1], deepcopy(texts[2])], 5)  # rows that had all theirs go on beside it
+    return Decoded(ours, theirs, [ended, *texts])
+
+
+def test_texts_are_those_of_transformers(decoded: Decoded) -> None:
+    check(decoded.theirs, decoded.texts)
+
+
+def test_texts_are_those_without_a_cache(decoded: Decoded) -> None:
+    check(decoded.ours, decoded.texts)
+
+
+def test_a_smaller_batch_is_decoded_by_the_same_graphs(decoded: Decoded) -> None:
+    """Nor does it read what the batch before left in the cache, where NaN times a share of 0 would be NaN."""
+    ((one_token, put_row),) = decoded.ours.batch._compiled.values()
+    for layer in one_token.layers:
+        layer.values.set_data(mindspore.ops.full_like(layer.values, float("nan")))
+    texts = begin(decoded.ours, [PROMPTS[1]], NEW_TOKENS)
+    go_on(decoded.ours, texts, 2)
+    np.testing.assert_allclose(texts[0].logits, decoded.texts[0].logits[:3], rtol=0, atol=LOGITS)
+    assert len(decoded.ours.batch._compiled) == 1
+    assert [len(cell.compile_cache) for cell in (decoded.ours.batch._prompt, one_token, put_row)] == [1, 1, 1]
+
+
+def test_weights_are_held_once(decoded: Decoded) -> None:
+    batch = decoded.ours.batch
+    ((one_token, _),) = batch._compiled.values()
+    caches = {id(room) for layer in one_token.layers for room in (layer.keys, layer.values)}
+    network = {id(parameter) for parameter in batch._network.get_parameters()}
+    assert len(caches) == 2 * len(batch._layers)
+    assert {id(parameter) for parameter in one_token.get_parameters()} - caches <= network
+    assert {id(parameter) for parameter in batch._prompt.get_parameters()} <= network
+
+
+def test_a_prompt_that_the_cache_has_no_room_for_is_refused(decoded: Decoded) -> None:
+    begin(decoded.ours, PROMPTS, NEW_TOKENS)
+    with pytest.raises(ValueError, match=f"must fit the {SHORTEST} of the cache, got 72"):
+        decoded.ours.replace([0], [[1] * 60])
+
+
+def test_more_tokens_than_positions_are_refused(decoded: Decoded) -> None:
+    with pytest.raises(UserError, match="128 positions, got 30 prompt tokens and 100 new ones"):
+        decoded.ours.start(PROMPTS, 100)
+
+
+@pytest.mark.parametrize(("tokens", "most", "length"), [(1, 999, 64), (64, 999, 64), (65, 999, 128), (130, 200, 200)])
+def test_lengths_come_in_buckets(tokens: int, most: int, length: int) -> None:
+    assert bucket(tokens, most) == length
