@@ -23,6 +23,7 @@ from twintune.merge_check import MergeCheck, Place, check_merge, render_question
 from twintune.models import read_model_config
 from twintune.recipe_sections import ModelSection
 from twintune.resizing import trained_model
+from twintune.serving_files import write_serving_files
 
 MERGE = "merge.json"
 
@@ -94,6 +95,7 @@ def merge_adapter(
         files = write_sharded(aside, weights, specs, shard_size, {"format": "pt"})
         write_index(aside, files, specs)
         copy_companions(folder, aside, {kind.value})
+        serving_notes = write_serving_files(aside, recipe, tokenizer)
         place = Place(framework, where.value, tokenizer)
         check = check_merge(place, folder, adapter, aside, questions, kind.value, config["num_hidden_layers"])
         _require_same(output_dir, check)
@@ -110,7 +112,7 @@ def merge_adapter(
             layers=len(linear_shapes(config, lora.target_modules)),
             files=tuple(sorted(set(files.values()))),
             check=check,
-            notes=_notes(section),
+            notes=(*_notes(section), *serving_notes),
         )
         write_json(aside / MERGE, _summary(done, adapter))
     return done
