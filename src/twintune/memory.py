@@ -17,6 +17,7 @@ from twintune.converters.names import LINEAR_MODULES, base_shapes, head_dim, lin
 from twintune.optimizers import moment_names
 
 FLOAT32 = 4
+LOSS_CHUNK = 512  # positions whose logits PyTorch's loss has at a time (twintune.backends.cuda.chunked_loss)
 MOST_ROWS = 4096  # of a micro-batch that is looked for
 
 
@@ -28,6 +29,7 @@ class Training:
         config: the model's checked config.json.
         adapter, optimizer, dtype, quantization, gradient_checkpointing: as in TrainJob.
         devices: that share the work, with the same micro-batch on each.
+        loss_chunk: positions whose logits are there at a time; None: all of the micro-batch's.
         sharded: whether weights, adapter, gradients and moments lie in equal shares on them (ZeRO stage 3, FSDP);
             else each device has all (DDP).
     """
@@ -38,6 +40,7 @@ class Training:
     dtype: str
     quantization: Quantization | None = None
     gradient_checkpointing: bool = False
+    loss_chunk: int | None = LOSS_CHUNK
     devices: int = 1
     sharded: bool = False
 
@@ -217,8 +220,17 @@ INPUTS = {
 
 
 def _loss_bytes(training: Training, batch: MicroBatch) -> float:
-    """Log-probabilities with two gradients of their size, all float32."""
-    return float(3 * FLOAT32 * batch.logits * training.config["vocab_size"])
+    """Logits and float32 log-probabilities of a chunk: a frozen head has its gradient taken of them at once.
+
+    Without chunks, or where the head is trained: log-probabilities with two gradients of their size.
+    """
+    config = training.config
+    positions = batch.logits if training.loss_chunk is None else min(batch.logits, training.loss_chunk)
+    trained = isinstance(training.adapter, Lora) and "lm_head" in training.adapter.modules_to_save
+    if trained or training.loss_chunk is None:
+        return float(3 * FLOAT32 * positions * config["vocab_size"])
+    kept = _size(training) * batch.logits * config["hidden_size"]
+    return float(kept + (_size(training) + FLOAT32) * positions * config["vocab_size"])
 
 
 def _layer_workspace(training: Training, batch: MicroBatch) -> float:
