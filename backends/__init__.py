@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends.job import OptimizerName, Quantization, TrainJob, Watcher
+from twintune.backends.job import OptimizerName, Quantization, Rank, TrainJob, Watcher
 from twintune.errors import UserError
 
 Name = Literal["cuda", "ascend"]
@@ -124,6 +124,31 @@ class LanguageModel(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Machines:
+    """How many processes a launcher starts, and where.
+
+    Attributes:
+        nproc: processes on each machine.
+        nnodes: machines.
+        node_rank: number of this one.
+        host, port: where the first one is reached.
+    """
+
+    nproc: int
+    nnodes: int
+    node_rank: int
+    host: str
+    port: int
+
+
+class Group(Protocol):
+    """The processes that train one run, of which each calls the same methods in the same order."""
+
+    def exchange(self, text: str) -> list[str]:
+        """What every rank gives, by rank, once the last one has. Raises UserError if one has ended."""
+
+
 class Backend(Protocol):
     """What a framework must do for the front end."""
 
@@ -164,6 +189,17 @@ class Backend(Protocol):
 
     def open_probe(self, job: TrainJob) -> Probe:
         """The network of a job with its initial adapter on it."""
+
+    def join(self, rank: Rank) -> Group:
+        """Meet the other ranks at MASTER_ADDR and MASTER_PORT. Raises UserError naming those that do not come."""
+
+    def launch(self, command: Sequence[str], machines: Machines) -> None:
+        """Run a command of Python's as many processes, until the last ends or the first fails.
+
+        Raises:
+            UserError: if the port is in use, or a process was ended by a signal.
+            SystemExit: with the exit code of the first process that failed, which has said why.
+        """
 
     def peak_memory(self, device: str) -> int | None:
         """Bytes that the framework took on a device at most so far; None on a CPU, where the process' own count."""

@@ -125,13 +125,28 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Rank:
+    """A process among those that train one run together, counted as torch.distributed and MPI do.
+
+    Attributes:
+        number: of the process among all, from 0; rank 0 alone writes the run folder.
+        world_size: processes in all, one for each device.
+        local: number of the process among those of its machine, and so of its device.
+    """
+
+    number: int = 0
+    world_size: int = 1
+    local: int = 0
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """One training run in plain arguments, the same for every backend.
 
     Attributes:
         model: Hugging Face folder with config.json and safetensors.
         rows: prepared folder with rows.arrow and/or rows.mindrecord.
-        order: row numbers in the order of training, int64 [max_steps, accumulation, batch].
+        order: row numbers in the order of training, of all ranks, int64 [max_steps, accumulation, world_size * batch].
         row_length: tokens of the longest row; a fixed-shape backend pads to it (or a little above).
         initial_adapter: PEFT folder; both backends start from these very numbers.
         output_dir: where the backend writes `adapter/` and what its framework leaves.
@@ -148,6 +163,7 @@ class TrainJob:
         save_only_model: whether checkpoints leave out what resuming needs.
         resume_from: the checkpoint to go on from; None begins with the initial adapter.
         steps_done: optimizer steps that `resume_from` has behind it.
+        rank: of this process; `output_dir` is the run folder for rank 0, a temporary one for the others.
     """
 
     model: Path
@@ -174,6 +190,23 @@ class TrainJob:
     save_only_model: bool = False
     resume_from: Path | None = None
     steps_done: int = 0
+    rank: Rank = Rank()
+
+    @property
+    def batch(self) -> int:
+        """Rows of a micro-batch on one device."""
+        return self.order.shape[2] // self.rank.world_size
+
+    @property
+    def own_order(self) -> NDArray[np.int64]:
+        """The rows that this rank trains on, int64 [max_steps, accumulation, batch]."""
+        first = self.rank.number * self.batch
+        return self.order[:, :, first : first + self.batch]
+
+    def place(self, step: int, micro_batch: int) -> int:
+        """Of the first row of this rank's micro-batch in the whole run, both numbers counted from 0."""
+        _, accumulation, rows = self.order.shape
+        return (step * accumulation + micro_batch) * rows + self.rank.number * self.batch
 
     @property
     def lora(self) -> Lora:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, Device, Forward, Name, StepGradients
-from twintune.backends.job import Quantization, Step, TrainJob, Watcher
+from twintune.backends import Choice, Device, Forward, Machines, Name, StepGradients
+from twintune.backends.job import Quantization, Rank, Step, TrainJob, Watcher
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.converters.weights import read_weights
 from twintune.errors import UserError
@@ -26,6 +26,7 @@ class FakeBackend:
     jobs: list[TrainJob] = field(default_factory=list)
     loaded: list[Any] = field(default_factory=list)
     appended: list[NDArray[np.int64]] = field(default_factory=list)
+    launched: list[tuple[list[str], Machines]] = field(default_factory=list)
 
     def choose_device(self, asked: str) -> Choice:
         return Choice("cpu", f"asked {asked}")
@@ -70,6 +71,15 @@ class FakeBackend:
 
     def open_probe(self, job: TrainJob) -> "FakeProbe":
         return FakeProbe(job)
+
+    def join(self, rank: Rank) -> "FakeBackend":
+        return self
+
+    def exchange(self, text: str) -> list[str]:
+        return [text]
+
+    def launch(self, command: Sequence[str], machines: Machines) -> None:
+        self.launched.append((list(command), machines))
 
     def peak_memory(self, device: str) -> int | None:
         return None if device == "cpu" else 7 * 2**30

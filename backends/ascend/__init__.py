@@ -1,14 +1,15 @@
 """MindFormers on MindSpore: Ascend NPUs, and CPU for trying and for tests."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, Device, LanguageModel, Name, Probe
+from twintune.backends import Choice, Device, Group, LanguageModel, Machines, Name, Probe
 from twintune.backends.ascend import profile, runtime
-from twintune.backends.job import OptimizerName, Quantization, TrainJob, Watcher
+from twintune.backends.job import OptimizerName, Quantization, Rank, TrainJob, Watcher
 
 
 class AscendBackend:
@@ -83,6 +84,19 @@ class AscendBackend:
         from twintune.backends.ascend.probe import AscendProbe
 
         return AscendProbe(job)
+
+    def join(self, rank: Rank) -> Group:
+        """See ranks.MindSporeGroup."""
+        runtime.import_quietly()
+        from twintune.backends.ascend.ranks import join
+
+        return join(rank)
+
+    def launch(self, command: Sequence[str], machines: Machines) -> None:
+        """See launch.launch."""
+        from twintune.backends.ascend.launch import launch
+
+        launch(command, machines)
 
     def peak_memory(self, device: str) -> int | None:
         """Bytes of tensors on the NPU at most so far; None on a CPU."""

@@ -1,12 +1,13 @@
 """The cuda backend: PyTorch and PEFT, on an Nvidia GPU or on a CPU. Importing it does not import torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twintune.backends import Choice, Device, LanguageModel, Name, Probe
-from twintune.backends.job import OptimizerName, Quantization, TrainJob, Watcher
+from twintune.backends import Choice, Device, Group, LanguageModel, Machines, Name, Probe
+from twintune.backends.job import OptimizerName, Quantization, Rank, TrainJob, Watcher
 
 
 class CudaBackend:
@@ -76,6 +77,18 @@ class CudaBackend:
         from twintune.backends.cuda.probe import CudaProbe
 
         return CudaProbe(job)
+
+    def join(self, rank: Rank) -> Group:
+        """See ranks.TorchGroup."""
+        from twintune.backends.cuda.ranks import join
+
+        return join(rank)
+
+    def launch(self, command: Sequence[str], machines: Machines) -> None:
+        """See launch.launch."""
+        from twintune.backends.cuda.launch import launch
+
+        launch(command, machines)
 
     def peak_memory(self, device: str) -> int | None:
         """Bytes of tensors on the GPU at most so far; None on a CPU."""

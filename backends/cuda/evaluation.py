@@ -7,12 +7,13 @@ import torch
 
 from twintune.backends.cuda.loss import token_losses, trained_tokens
 from twintune.backends.cuda.model import autocast
+from twintune.backends.cuda.ranks import Sums
 from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
 from twintune.backends.job import Evaluation, TrainJob
 
 
-def evaluate(job: TrainJob, model: Any, step: int) -> Evaluation:
-    """The mean loss over the trained tokens of validation.arrow, without dropout.
+def evaluate(job: TrainJob, model: Any, step: int, sums: Sums) -> Evaluation:
+    """The mean loss over the trained tokens of validation.arrow, without dropout; each rank takes a share of its rows.
 
     Raises:
         UserError: if there is no such file, or no token in it is trained.
@@ -21,10 +22,12 @@ def evaluate(job: TrainJob, model: Any, step: int) -> Evaluation:
     table = open_rows(job.rows / "validation.arrow")
     model.eval()
     total, tokens = 0.0, 0
-    for first in range(0, len(table), job.evaluation_batch):
-        batch = [read_row(table, number) for number in range(first, min(first + job.evaluation_batch, len(table)))]
+    own = range(job.rank.number, len(table), job.rank.world_size)
+    for first in range(0, len(own), job.evaluation_batch):
+        batch = [read_row(table, number) for number in own[first : first + job.evaluation_batch]]
         tokens += trained_tokens(batch)
         with torch.inference_mode(), autocast(job.device, job.dtype):
             total += float(token_losses(model, *model_inputs(job, batch)).double().sum())
     model.train()
+    total, tokens = sums.number(total), int(sums.number(tokens))
     return Evaluation(step, total / tokens, tokens, time.perf_counter() - began)

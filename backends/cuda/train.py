@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from twintune.backends.cuda.model import (
 from twintune.backends.cuda.optimizer import make_optimizer, set_learning_rate
 from twintune.backends.cuda.packed import choose_attention, set_attention
 from twintune.backends.cuda.prefix import put_on_any_adapter
+from twintune.backends.cuda.ranks import Sums
 from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
 from twintune.backends.job import Step, TrainJob, Watcher
 from twintune.converters.adapter import read_any_adapter, write_adapter
@@ -43,6 +44,7 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     adapter = job.output_dir / "adapter"
     refuse_used_folder(adapter)
     job = on_this_machine(job)
+    sums = Sums(job.rank, job.device)
     watcher.status(f"loading {job.model}")
     model = load_for_training(job)
     if job.packed:
@@ -51,16 +53,18 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         set_attention(model.get_base_model(), attention.value)
     optimizer = make_optimizer(job.optimizer, list(adapter_parameters(model).values()))
     resume(job, model, optimizer)
-    for step in optimizer_steps(job, model, optimizer):
+    writes = job.rank.number == 0
+    for step in optimizer_steps(job, model, optimizer, sums):
         watcher.step(step)
-        if step.step in job.snapshot_steps:
+        if writes and step.step in job.snapshot_steps:
             write_adapter(job.snapshot(step.step), adapter_tensors(model), job.adapter, str(job.model))
         if step.step in job.evaluation_steps:
-            watcher.evaluated(evaluate(job, model, step.step))
-        if step.step in job.checkpoint_steps:
+            watcher.evaluated(evaluate(job, model, step.step, sums))
+        if writes and step.step in job.checkpoint_steps:
             save(job, model, optimizer, step.step)
             watcher.saved(step.step)
-    write_adapter(adapter, adapter_tensors(model), job.adapter, str(job.model))
+    if writes:
+        write_adapter(adapter, adapter_tensors(model), job.adapter, str(job.model))
 
 
 def on_this_machine(job: TrainJob) -> TrainJob:
@@ -81,22 +85,25 @@ def load_for_training(job: TrainJob) -> Any:
     return model.train()
 
 
-def optimizer_steps(job: TrainJob, model: Any, optimizer: Any) -> Iterator[Step]:
-    """Train, giving each optimizer step after `job.steps_done` as it ends.
+def optimizer_steps(job: TrainJob, model: Any, optimizer: Any, sums: Sums) -> Iterator[Step]:
+    """Train, giving each optimizer step after `job.steps_done` as it ends: the same on every rank.
 
     Raises:
-        UserError: naming step and rows, if a loss or gradient is not finite or no token is trained.
+        UserError: naming step and rows, if a loss or gradient is not finite or no token is trained; naming the rank
+            that ended, if one has.
     """
     rows = open_rows(job.rows / "rows.arrow")
     parameters = list(adapter_parameters(model).values())
     rates = job_learning_rates(job)
-    for number, micro_batches in enumerate(job.order[job.steps_done :], start=job.steps_done):
+    for number, micro_batches in enumerate(job.own_order[job.steps_done :], start=job.steps_done):
         began = time.perf_counter()
         batches = [[read_row(rows, int(row)) for row in batch] for batch in micro_batches]
-        tokens = sum(map(trained_tokens, batches))
+        tokens = int(sums.number(sum(map(trained_tokens, batches))))
         if tokens == 0:
             raise UserError(f"{_place(job, number)} must have a trained token, got all labels masked")
-        loss = float(backward(job, model, batches, tokens, number * job.order[0].size).sum()) / tokens
+        places = [job.place(number, micro_batch) for micro_batch in range(len(batches))]
+        loss = sums.number(float(backward(job, model, batches, tokens, places).sum())) / tokens
+        sums.gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, job.optimizer.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
@@ -114,23 +121,22 @@ def job_learning_rates(job: TrainJob) -> NDArray[np.float64]:
     return learning_rates(job.schedule, job.optimizer.learning_rate)
 
 
-def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int, place: int) -> Any:
+def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int, places: Sequence[int]) -> Any:
     """Accumulate gradients of the mean over the step's trained tokens.
 
     Args:
         job: what is trained.
         model: with its adapter.
         batches: the rows of each micro-batch.
-        tokens: trained ones in all of them.
-        place: of the first row in the whole run, which dropout depends on.
+        tokens: trained ones in the whole step, those of other ranks too.
+        places: of the first row of each micro-batch in the whole run, which dropout depends on.
 
     Returns:
         Each row's own sum of losses, float64 [accumulation, batch].
     """
     sums = []
-    for batch in batches:
+    for batch, place in zip(batches, places, strict=True):
         number_tokens(job, model, batch, place)
-        place += len(batch)
         with autocast(job.device, job.dtype):
             losses = token_losses(model, *model_inputs(job, batch))
         (losses.sum() / tokens).backward()

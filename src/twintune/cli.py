@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twintune import __version__
-from twintune.command_arguments import DeviceFlag, Overrides, RecipeFile, recipe_with
+from twintune.command_arguments import BackendFlag, DeviceFlag, Overrides, RecipeFile, recipe_with
 from twintune.errors import UserError, print_errors
 from twintune.evaluate_command import evaluate
 from twintune.export_commands import export_app, merge
 from twintune.parity_commands import parity_app
 from twintune.reasoning_commands import reason
 from twintune.report_command import report
+from twintune.train_command import train
 
 if TYPE_CHECKING:
     from twintune.backends import Choice
@@ -40,8 +41,8 @@ app.command()(merge)
 app.command()(report)
 app.command()(evaluate)
 app.command()(reason)
+app.command()(train)
 
-BackendFlag = Annotated[str | None, typer.Option("--backend", help="auto, cuda or ascend.", show_default="recipe's")]
 FormatFlag = Annotated[str | None, typer.Option("--format", help="Of the records.", show_default="told by the records")]
 
 
@@ -139,44 +140,6 @@ def inspect(
     if html is not None:
         write_page(inspection, html)
         print(f"\npage: {html}")
-
-
-@app.command()
-def train(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    backend: BackendFlag = None,
-    device: DeviceFlag = None,
-    output_dir: Annotated[Path | None, typer.Option(help="A new folder for the run.", show_default=False)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output-dir.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
-) -> None:
-    """Train the recipe's adapter; rows are prepared first if they are not there."""
-    from twintune.artifacts import refuse_used_folder
-    from twintune.plan_view import plan_lines
-    from twintune.resuming import go_on
-    from twintune.run_report import write_run_report
-    from twintune.training import run_training
-    from twintune.training_plan import decide
-
-    if output_dir is None and not dry_run:
-        raise UserError("command line: --output-dir must be given, got nothing; name a new folder for the run")
-    if output_dir is not None and not resume:
-        refuse_used_folder(output_dir)
-    flags = {"backend.name": backend, "backend.device": device}
-    run = decide(recipe_with(recipe, overrides, flags), output_dir or Path("OUT"))
-    if resume:
-        run, sentence = go_on(run)
-        print(f"{'resume:':<22}{sentence}")
-    for name, sentence in plan_lines(run):
-        print(f"{name + ':':<22}{sentence}")
-    if dry_run:
-        for name, text in run.framework.plan(run.job).items():
-            print(f"\n# {name}\n{text}", end="")
-        return
-    run_training(run)
-    print(f"adapter: {run.job.output_dir / 'adapter'}")
-    print(f"report: {write_run_report(run.job.output_dir)}")
 
 
 @app.command()

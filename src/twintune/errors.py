@@ -1,5 +1,6 @@
 """The one exception for what a user can mend: it becomes exit code 2 and no traceback."""
 
+import sys
 from collections.abc import Iterable
 
 
@@ -16,6 +17,12 @@ class UserError(Exception):
 
 
 MOST_SHOWN = 20
+
+
+def print_errors(messages: Iterable[str]) -> None:
+    """Print what a user can mend as the command line does."""
+    for message in messages:
+        print(f"twintune: {message}", file=sys.stderr, flush=True)
 
 
 def raise_collected(problems: Iterable[str]) -> None:

@@ -14,8 +14,8 @@ from twintune.training_plan import Run, shortened
 def plan_lines(run: Run) -> list[tuple[str, str]]:
     """What will run where and why, as pairs of a name and a sentence."""
     job, summary = run.job, run.prepared.summary
-    steps, accumulation, batch = job.order.shape
-    rows = steps * accumulation * batch
+    steps, accumulation, _ = job.order.shape
+    rows = job.order.size
     return [
         ("backend", f"{run.backend.value} ({run.backend.reason})"),
         ("device", f"{run.device.value} ({run.device.reason})"),
@@ -27,7 +27,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("pad token", f"{summary.pad_token.value!r} ({summary.pad_token.reason})"),
         (
             "steps",
-            f"{steps} of {batch} rows x {accumulation} micro-batches: {rows} rows, "
+            f"{steps} of {job.batch} rows x {accumulation} micro-batches{_devices(job.rank.world_size)}: {rows} rows, "
             f"{rows / summary.count:.2f} epochs; {job.schedule.warmup_steps} warm-up steps",
         ),
         ("optimizer", f"{run.optimizer.value} ({run.optimizer.reason})"),
@@ -42,6 +42,10 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         *memory_lines(run),
         ("output", str(job.output_dir)),
     ]
+
+
+def _devices(world_size: int) -> str:
+    return "" if world_size == 1 else f" x {world_size} devices"
 
 
 def _base_weights(run: Run) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twintune.artifacts import MANIFEST, refuse_used_folder, write_json
+from twintune.artifacts import MANIFEST, refuse_used_folder, sha256_json, write_json
 from twintune.checkpoints import find_checkpoints
 from twintune.converters.training_state import read_facts
 from twintune.errors import UserError, raise_collected
@@ -24,6 +24,8 @@ FREE = (
     "reasoning",
     "backend.name",
     "backend.device",
+    "train.per_device_train_batch_size",
+    "train.gradient_accumulation_steps",
     "train.eval_steps",
     "train.evals_per_epoch",
     "train.per_device_eval_batch_size",
@@ -37,6 +39,8 @@ FREE = (
     "train.run_name",
     "data.preprocessing_num_workers",
 )
+ROWS_OF_A_STEP = "train.per_device_train_batch_size x train.gradient_accumulation_steps x devices"
+PLACES = ("data.train", "model.name_or_path")  # the rows and the model's config.json say what is there
 
 
 def write_started(run: "Run") -> None:
@@ -45,10 +49,35 @@ def write_started(run: "Run") -> None:
 
 
 def _facts(run: "Run") -> dict[str, Any]:
-    """What decides the numbers of a run, by name."""
+    """What decides the numbers of a run, by name; how its rows are dealt to devices and micro-batches does not."""
     recipe = flat(run.recipe.model_dump(mode="json"))
     deciding = {key: value for key, value in recipe.items() if not key.startswith(FREE)}
-    return deciding | {"rows": run.prepared.summary.fingerprint, "backend.dtype": run.dtype.value}
+    return deciding | {
+        "rows": run.prepared.summary.fingerprint,
+        "backend.dtype": run.dtype.value,
+        ROWS_OF_A_STEP: run.job.order[0].size,
+    }
+
+
+def deciding_facts(run: "Run") -> dict[str, Any]:
+    """What must be the same on all ranks of a run, wherever their machines keep recipe, records and model."""
+    facts = {key: value for key, value in _facts(run).items() if not key.startswith(PLACES)}
+    return facts | {"model": sha256_json(run.config), "backend.name": run.backend.value}
+
+
+def resumed_at(run: "Run", folder: Path, step: int) -> "Run":
+    """The run from the checkpoint after a step, which rank 0 has chosen in the run folder.
+
+    Raises:
+        UserError: if this rank does not see it.
+    """
+    checkpoint = folder / f"checkpoint-{step}"
+    if not checkpoint.is_dir():
+        raise UserError(
+            f"{checkpoint}: every rank must see the run folder to resume, got nothing there on rank "
+            f"{run.job.rank.number}; put --output-dir on a disk that all machines share"
+        )
+    return replace(run, job=replace(run.job, resume_from=checkpoint, steps_done=step))
 
 
 def go_on(run: "Run") -> "tuple[Run, str]":

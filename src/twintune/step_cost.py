@@ -86,8 +86,11 @@ def step_tokens(run: "Run") -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def device_peak(run: "Run") -> float | None:
-    """FLOP/s of the run's device in its dtype: as the recipe says, or as known by name."""
+    """FLOP/s of the run's devices together in its dtype: as the recipe says of one, or as known by name."""
     given = run.recipe.backend.device_peak_tflops
-    if given is not None:
-        return given * 1e12
-    return peak_flops(run.framework.describe_device(run.job.device).name, run.job.dtype)
+    if given is None:
+        name = run.framework.describe_device(run.job.device).name
+        known = peak_flops(name, run.job.dtype)
+    else:
+        known = given * 1e12
+    return None if known is None else known * run.job.rank.world_size

@@ -15,6 +15,7 @@ from twintune.run_log import EVALUATIONS, LOG, cut_back, read_evaluations
 from twintune.run_record import Chosen, RunRecord
 from twintune.run_watch import watch_run
 from twintune.training_plan import Run
+from twintune.watchers import QuietWatcher
 
 PACKAGES = ("torch", "peft", "mindspore", "mindformers", "transformers", "tokenizers", "numpy")
 
@@ -48,6 +49,18 @@ def run_training(run: Run) -> None:
         if not log.exists() or not log.stat().st_size:
             shutil.rmtree(job.output_dir)
         raise
+
+
+def train_beside(run: Run) -> None:
+    """Do the part of a run that belongs to a rank other than 0, and leave nothing but what rank 0 writes.
+
+    Raises:
+        UserError: what the backend raises.
+    """
+    job = run.job
+    if job.steps_done < len(job.order):
+        write_initial_adapter(job.initial_adapter, job.model, run.config, job.adapter, job.seed)
+        run.framework.train(job, QuietWatcher())
 
 
 def _train(run: Run, keeper: CheckpointKeeper) -> None:

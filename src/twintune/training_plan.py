@@ -1,19 +1,19 @@
 """From a recipe to a training run that is fully decided: everything is chosen and checked before any work."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from twintune.adapter_plan import check_room, count_parameters, seam_adapter
 from twintune.backends import Backend, Choice, choose_backend, load_backend
-from twintune.backends.job import Lora, Optimizer, PrefixTuning, Quantization, TrainJob
+from twintune.backends.job import Lora, Optimizer, PrefixTuning, Quantization, Rank, TrainJob
 from twintune.conversation_facts import read_row_lengths
 from twintune.errors import UserError
 from twintune.models import read_model_config, resolve_model
 from twintune.prepare import find_or_prepare
 from twintune.prepared import CONVERSATIONS, Prepared
 from twintune.recipe import Recipe
-from twintune.recipe_sections import ModelSection
+from twintune.recipe_sections import ModelSection, TrainSection
 from twintune.resizing import trained_model
 from twintune.schedule import (
     checkpoint_steps,
@@ -57,8 +57,13 @@ class Run:
         return count_parameters(self.job.adapter, self.config)
 
 
-def decide(recipe: Recipe, output_dir: Path) -> Run:
+def decide(recipe: Recipe, output_dir: Path, rank: Rank | None = None) -> Run:
     """Choose backend, device and dtype, check the model, prepare the rows, and lay out the run.
+
+    Args:
+        recipe: with every override in it.
+        output_dir: the run folder.
+        rank: of this process; None is alone.
 
     Raises:
         UserError: for everything that would stop the run later.
@@ -75,10 +80,18 @@ def decide(recipe: Recipe, output_dir: Path) -> Run:
     model = trained_model(recipe.model)
     config = read_model_config(model)
     _check_vocabulary(model, config, prepared)
-    _check_evaluation(recipe, prepared)
-    job = _job(recipe, model, adapter, prepared, output_dir, device.value, dtype.value)
+    rank = rank or Rank()
+    train = on_one_device(recipe.train, rank.world_size)
+    _check_evaluation(recipe, train, prepared)
+    job = _job(recipe, train, model, adapter, prepared, output_dir, device.value, dtype.value)
+    job = replace(job, rank=rank)
     check_room(job, config)
     return Run(recipe, config, prepared, backend, device, dtype, optimizer, job)
+
+
+def on_one_device(train: TrainSection, world_size: int) -> TrainSection:
+    """The batch of one device that takes the rows of `world_size` devices: it decides steps, order and rhythm."""
+    return train.model_copy(update={"per_device_train_batch_size": world_size * train.per_device_train_batch_size})
 
 
 def _check_vocabulary(model: Path, config: dict[str, Any], prepared: Prepared) -> None:
@@ -93,6 +106,7 @@ def _check_vocabulary(model: Path, config: dict[str, Any], prepared: Prepared) -
 
 def _job(
     recipe: Recipe,
+    train: TrainSection,
     model: Path,
     adapter: Lora | PrefixTuning,
     prepared: Prepared,
@@ -100,7 +114,7 @@ def _job(
     device: str,
     dtype: str,
 ) -> TrainJob:
-    train, rows = recipe.train, prepared.summary.count
+    rows = prepared.summary.count
     steps = step_count(train, rows)
     evaluated = evaluation_steps(train, rows)
     lengths = read_row_lengths(prepared.folder / CONVERSATIONS) if train.group_by_length else None
@@ -147,8 +161,8 @@ def _longest_row(prepared: Prepared, *, with_validation: bool) -> int:
     )
 
 
-def _check_evaluation(recipe: Recipe, prepared: Prepared) -> None:
-    train, rows = recipe.train, prepared.summary.count
+def _check_evaluation(recipe: Recipe, train: TrainSection, prepared: Prepared) -> None:
+    rows = prepared.summary.count
     evaluated, saved = evaluation_steps(train, rows), checkpoint_steps(train, rows)
     if evaluated and not prepared.summary.validation_rows:
         raise UserError(
