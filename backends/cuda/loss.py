@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
+from twintune.backends.cuda.chunked_loss import chunked_losses
 from twintune.backends.cuda.prefix import prefix_arguments
 from twintune.converters.rows import IGNORED, Row
 from twintune.errors import UserError
@@ -38,7 +38,8 @@ def pad_right(rows: Sequence[Row], pad_token_id: int, device: str) -> tuple[Any,
 def token_losses(model: Any, input_ids: Any, labels: Any, attention: Mapping[str, Any] = NOTHING) -> Any:
     """-log p of every trained token, row after row, float32 [trained tokens] with its graph.
 
-    The head is applied to the trained positions only, so that no [rows, length, vocabulary] tensor exists.
+    The head is applied to the trained positions only, some at a time (see chunked_losses), so that neither a
+    [rows, length, vocabulary] nor a [trained tokens, vocabulary] tensor exists.
     There is no padding mask: pads stand at the end, where causal attention never looks from a trained token,
     and without a mask torch takes its causal kernel. `attention` holds the borders of packed conversations.
     """
@@ -47,8 +48,7 @@ def token_losses(model: Any, input_ids: Any, labels: Any, attention: Mapping[str
     hidden = causal.get_decoder()(**arguments).last_hidden_state  # [rows, length, hidden]
     targets = labels[:, 1:]
     trained = targets != IGNORED
-    logits = causal.get_output_embeddings()(hidden[:, :-1][trained])  # [trained tokens, vocabulary]
-    return cross_entropy(logits.float(), targets[trained], reduction="none")
+    return chunked_losses(causal.get_output_embeddings(), hidden[:, :-1][trained], targets[trained])
 
 
 def require_plain_head(model: Any) -> None:
