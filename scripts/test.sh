@@ -43,7 +43,11 @@ declare -A environments=([both]=both [cuda]=cuda [both-compares]=both [both-rest
 declare -A arguments=()
 if [ $# -eq 0 ]; then
     runs=(both-compares both-rest cuda)
-    arguments=([both-compares]="${compares[*]}" [both-rest]="tests ${compares[*]/#/--ignore=}" [cuda]="-m not(once)")
+    arguments=(
+        [both-compares]="-m not(cuda_alone) ${compares[*]}"
+        [both-rest]="-m not(cuda_alone) tests ${compares[*]/#/--ignore=}"
+        [cuda]="-m not(once)"
+    )
 fi
 echo "== tests in ${runs[*]}, side by side; each prints when it has ended"
 declare -A suites=()

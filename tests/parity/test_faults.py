@@ -17,6 +17,7 @@ from twintune.parity.verdict import Rung
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.cuda_alone,
     pytest.mark.skipif(bool(missing_packages("cuda")), reason="faults are planted in the cuda backend"),
 ]
 
