@@ -6,7 +6,7 @@ import numpy as np
 
 from twintune.conversation_facts import read_conversations
 from twintune.hardware import known_memory
-from twintune.memory import MicroBatch, Training, estimate_memory, largest_micro_batch
+from twintune.memory import LOSS_CHUNK, MicroBatch, Training, estimate_memory, largest_micro_batch
 from twintune.prepared import CONVERSATIONS
 from twintune.run_cost import GIB, duration
 from twintune.step_cost import device_peak, step_tokens
@@ -43,11 +43,20 @@ def estimated_memory(run: "Run") -> float:
 
 def _training(run: "Run") -> Training:
     job = run.job
-    return Training(run.config, job.adapter, job.optimizer, job.dtype, job.quantization, job.gradient_checkpointing)
+    return Training(
+        run.config,
+        job.adapter,
+        job.optimizer,
+        job.dtype,
+        job.quantization,
+        job.gradient_checkpointing,
+        loss_chunk=None if run.backend.value == "ascend" else LOSS_CHUNK,
+        devices=job.rank.world_size,
+    )
 
 
 def _micro_batch(run: "Run") -> MicroBatch:
-    rows = run.job.order.shape[2]
+    rows = run.job.batch
     return MicroBatch(rows, run.job.row_length, rows * _logits(run))
 
 
