@@ -80,14 +80,15 @@ class Prompt(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         slots = ops.arange(self.virtual_tokens + tokens.shape[1]).astype(ms.int32)
         hidden_keys = slots.reshape(1, 1, 1, -1) > positions.reshape(1, 1, -1, 1) + self.virtual_tokens
         prefix = self.prefix(1) if self.virtual_tokens else ()
-        kept = ()
+        kept = []
         for number, layer in enumerate(self.layers):
             query, key, value = layer.before(x, tables)
             if self.virtual_tokens:
                 key = ops.concat((layer.attention.split_groups(prefix[number][0]), key), 2)
                 value = ops.concat((layer.attention.split_groups(prefix[number][1]), value), 2)
             x = layer.after(x, layer.attention(query, key, value, hidden_keys))
-            kept += (key, value)
+            kept.append(key)
+            kept.append(value)
         return self.ends(ops.gather(x, last, 1)[:, 0]), ops.concat(kept, 0)
 
 
