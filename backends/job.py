@@ -200,13 +200,17 @@ class TrainJob:
     @property
     def own_order(self) -> NDArray[np.int64]:
         """The rows that this rank trains on, int64 [max_steps, accumulation, batch]."""
-        first = self.rank.number * self.batch
-        return self.order[:, :, first : first + self.batch]
+        return self.order[self._own]
 
-    def place(self, step: int, micro_batch: int) -> int:
-        """Of the first row of this rank's micro-batch in the whole run, both numbers counted from 0."""
-        _, accumulation, rows = self.order.shape
-        return (step * accumulation + micro_batch) * rows + self.rank.number * self.batch
+    @property
+    def _own(self) -> tuple[Any, ...]:
+        first = self.rank.number * self.batch
+        return ..., slice(first, first + self.batch)
+
+    @property
+    def own_places(self) -> NDArray[np.int64]:
+        """Where these rows stand in the whole run, from 0, int64 [max_steps, accumulation, batch]."""
+        return np.arange(self.order.size).reshape(self.order.shape)[self._own]
 
     @property
     def lora(self) -> Lora:

@@ -10,6 +10,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from twintune.backends.ascend.cpu_loss import use_unbiased_functions
+from twintune.backends.ascend.rank_sums import RankSums
 
 add = ops.MultitypeFuncGraph("add")
 divide = ops.MultitypeFuncGraph("divide")
@@ -44,6 +45,7 @@ class MeanGradients(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         network: gives loss sum and trained tokens of a micro-batch.
         weights: what is differentiated by.
         accumulation: micro-batches in the rows of a call.
+        world_size: ranks whose sums are added before the division.
 
     Inputs:
         sens: scale of the loss in the backward pass, a scalar; the gradients are divided by it again.
@@ -53,7 +55,7 @@ class MeanGradients(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         Loss sums and trained tokens by micro-batch, float32 [accumulation] each, and a tuple of float32 gradients.
     """
 
-    def __init__(self, network: nn.Cell, weights: ms.ParameterTuple, accumulation: int) -> None:
+    def __init__(self, network: nn.Cell, weights: ms.ParameterTuple, accumulation: int, world_size: int = 1) -> None:
         super().__init__(auto_prefix=False)
         use_unbiased_functions(network)
         self.network = network
@@ -61,11 +63,14 @@ class MeanGradients(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         self.accumulation = accumulation
         self.grad = ops.GradOperation(get_by_list=True, sens_param=True)
         self.hyper_map = ops.HyperMap()
+        self.rank_sums = RankSums(world_size)
         self.micro_numbers = ms.Tensor(list(range(accumulation)), ms.int32)
 
     def construct(self, sens: ms.Tensor, *rows: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, tuple[ms.Tensor, ...]]:
-        """Sum over the micro-batches, divide once."""
+        """Sum over the micro-batches and ranks, divide once."""
         losses, counts, grads = self.sums(rows, sens)
+        sums = self.rank_sums((losses, counts) + grads)  # noqa: RUF005  a graph adds tuples
+        losses, counts, grads = sums[0], sums[1], sums[2:]
         return losses, counts, self.hyper_map(ops.partial(divide, sens * ops.reduce_sum(counts)), grads)
 
     def sums(self, rows: tuple[ms.Tensor, ...], sens: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, tuple[ms.Tensor, ...]]:

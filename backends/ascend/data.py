@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune.backends.ascend.profile import CONVERSATION_ENDS, CONVERSATION_NUMBERS
+from twintune.backends.job import Rank
 from twintune.converters.mindrecord import shards
 from twintune.converters.packing import LENGTHS
 from twintune.converters.rows import COLUMNS, IGNORED
@@ -17,21 +18,20 @@ from twintune.dropout import token_numbers
 
 @dataclass(frozen=True)
 class TokenNumbers:
-    """Where the numbers of tokens begin that decide what is dropped, see twintune.dropout.
+    """The numbers of tokens that decide what is dropped, see twintune.dropout.
 
     Attributes:
         seed: of the job.
-        steps_done: optimizer steps before the first of the dataset.
+        places: of the dataset's rows in the whole run, int64 [steps, accumulation, batch].
     """
 
     seed: int
-    steps_done: int = 0
+    places: NDArray[np.int64]
 
-    def steps(self, order: NDArray[np.int64], length: int) -> Iterator[tuple[NDArray[np.int32]]]:
+    def steps(self, length: int) -> Iterator[tuple[NDArray[np.int32]]]:
         """One column for each optimizer step, int32 [accumulation * batch, length]."""
-        rows = order[0].size
-        for step in range(self.steps_done, self.steps_done + len(order)):
-            yield (np.stack([token_numbers(self.seed, step * rows + row, length) for row in range(rows)]),)
+        for step in self.places:
+            yield (np.stack([token_numbers(self.seed, place, length) for place in step.ravel().tolist()]),)
 
 
 def ordered_dataset(
@@ -78,14 +78,16 @@ def ordered_dataset(
     batches = dataset.padded_batch(order[0].size, drop_remainder=True, pad_info=padding)
     if dropout is None:
         return batches
-    numbers = ds.GeneratorDataset(lambda: dropout.steps(order, seq_length), ["dropout_tokens"], shuffle=False)
+    numbers = ds.GeneratorDataset(lambda: dropout.steps(seq_length), ["dropout_tokens"], shuffle=False)
     return ds.zip((batches, numbers))
 
 
 def evaluation_batches(
-    mindrecord: Path, batch: int, seq_length: int, pad_token_id: int, borders: str | None
+    mindrecord: Path, batch: int, seq_length: int, pad_token_id: int, borders: str | None, rank: Rank
 ) -> Iterator[list[NDArray[np.int32]]]:
-    """Unpacked rows in their own order, all batches of one shape; the last is filled up with rows that train nothing.
+    """A rank's share of the unpacked rows in their own order, all batches of one shape.
+
+    The last is filled up with rows that train nothing.
 
     Yields:
         The columns of ordered_dataset: int32 [batch, seq_length + 1] twice, and the borders of packed networks.
@@ -94,7 +96,7 @@ def evaluation_batches(
 
     files = [str(file) for file in shards(mindrecord)]
     reader = ds.MindDataset(files, columns_list=list(COLUMNS), shuffle=False)
-    rows = list(reader.create_tuple_iterator(num_epochs=1, output_numpy=True))
+    rows = list(reader.create_tuple_iterator(num_epochs=1, output_numpy=True))[rank.number :: rank.world_size]
     for first in range(0, len(rows), batch):
         taken = rows[first : first + batch]
         input_ids = np.full((batch, seq_length + 1), pad_token_id, np.int32)

@@ -68,7 +68,7 @@ def put_on_dropout(job: TrainJob, network: nn.Cell) -> nn.Cell:
     """
     if not has_dropout(job):
         return network
-    shape = (job.order.shape[2], compiled_length(job.row_length))
+    shape = (job.batch, compiled_length(job.row_length))
     tokens = ms.Parameter(ms.Tensor(np.zeros(shape, np.int32)), name="dropout_tokens", requires_grad=False)
     peft_names = {ours: name for name, ours in names_of_trained(read_model_config(job.model), job.lora).items()}
     for _, cell in network.cells_and_names():

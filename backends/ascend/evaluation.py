@@ -9,6 +9,7 @@ from mindspore import nn
 from twintune.backends.ascend.data import evaluation_batches
 from twintune.backends.ascend.dropout import FormulaDropout
 from twintune.backends.ascend.profile import compiled_length, packed_borders
+from twintune.backends.ascend.ranks import sum_over_ranks
 from twintune.backends.job import Evaluation, TrainJob
 
 
@@ -52,11 +53,12 @@ class Evaluator:
             compiled_length(job.row_length),
             job.pad_token_id,
             packed_borders(job, job.device).value if job.packed else None,
+            job.rank,
         )
         self._set_dropout(False)
         sums = np.array([[value.asnumpy().item() for value in self._loss(*map(ms.Tensor, rows))] for rows in batches])
         self._set_dropout(True)
-        loss, tokens = sums.sum(axis=0)
+        loss, tokens = sum_over_ranks(sums.sum(axis=0), job.rank)
         return Evaluation(step, loss / tokens, int(tokens), time.perf_counter() - began)
 
     def _set_dropout(self, training: bool) -> None:

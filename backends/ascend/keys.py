@@ -40,6 +40,7 @@ OWNED = {
     "runner_config.gradient_accumulation_steps": "train.gradient_accumulation_steps",
     "runner_wrapper.type": "none: the step cell keeps the loss normaliser",
     "runner_wrapper.accumulation": "train.gradient_accumulation_steps",
+    "runner_wrapper.world_size": "none: --nproc and --nnodes decide it",
     "runner_wrapper.borders": "data.packing",
     "runner_wrapper.nf4_block_size": "model.load_in_4bit",
     "model.model_config.use_eod_attn_mask_compression": "data.packing",

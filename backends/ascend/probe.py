@@ -131,7 +131,7 @@ class AscendProbe:
     def _read(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int32]]:
         """The columns of the dataset, int32 [accumulation * batch, ...] each."""
         mindrecord = self._job.rows / "rows.mindrecord"
-        dropout = TokenNumbers(self._job.seed) if has_dropout(self._job) else None
+        dropout = TokenNumbers(self._job.seed, self._job.own_places[:1]) if has_dropout(self._job) else None
         dataset = ordered_dataset(
             mindrecord, numbers[None], self._length, self._job.pad_token_id, self._borders, dropout
         )

@@ -63,7 +63,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
         UserError: for modules trained whole in another dtype than float32.
     """
     _require_float32(job)
-    rows_per_step = job.order.shape[1] * job.order.shape[2]
+    rows_per_step = job.order.shape[1] * job.batch
     config: dict[str, Any] = {
         "seed": job.seed,
         "output_dir": str(job.output_dir / "mindformers"),
@@ -84,6 +84,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
         "runner_wrapper": {
             "type": "TwintuneTrainOneStepCell",
             "accumulation": job.order.shape[1],
+            **({"world_size": job.rank.world_size} if job.rank.world_size > 1 else {}),
             "scale_sense": 1.0,  # gradients of a sum over tokens need no scale, even in float16
             "use_clip_grad": True,
             "max_grad_norm": job.optimizer.max_grad_norm,
@@ -104,7 +105,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
         "context": context(device),
         "model": model_section(
             read_model_config(job.model),
-            batch_size=job.order.shape[2],
+            batch_size=job.batch,
             seq_length=compiled_length(job.row_length),
             pad_token_id=job.pad_token_id,
             device=device,

@@ -34,7 +34,7 @@ class TwintuneTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]  # min
         borders: where the conversations of packed rows end, int32 [accumulation * batch, ...]; none otherwise.
 
     Outputs:
-        loss (mean over the step's trained tokens), overflow flag, loss scale, learning rate,
+        loss (mean over the step's trained tokens, of all ranks), overflow flag, loss scale, learning rate,
         gradient norm before clipping, trained tokens: all scalars.
     """
 
@@ -43,6 +43,7 @@ class TwintuneTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]  # min
         network: nn.Cell,
         optimizer: nn.Cell,
         accumulation: int = 1,
+        world_size: int = 1,
         borders: str = "",
         nf4_block_size: int = 0,
         **kwargs: Any,
@@ -54,7 +55,7 @@ class TwintuneTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]  # min
         if borders:
             self.network = PackedNetwork(network, borders)
         self.max_norm = kwargs["max_grad_norm"]
-        self.gradients = MeanGradients(self.network, self.weights, accumulation)
+        self.gradients = MeanGradients(self.network, self.weights, accumulation, world_size)
 
     def construct(self, *rows: ms.Tensor) -> tuple[ms.Tensor, ...]:
         """Mean gradients, clip, update."""

@@ -19,6 +19,7 @@ from twintune.backends.ascend.evaluation import Evaluator
 from twintune.backends.ascend.keys import check_keys, check_overrides
 from twintune.backends.ascend.parameters import adapter_tensors, names_of_trained, parameters_by_name, put_on_adapter
 from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
+from twintune.backends.ascend.ranks import first_of_machine
 from twintune.backends.ascend.runtime import start
 from twintune.backends.job import PrefixTuning, Step, TrainJob, Watcher
 from twintune.converters.adapter import write_adapter
@@ -34,7 +35,8 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         UserError: if a weight did not arrive in the network, or a step is not finite.
     """
     watcher.status("converting the base weights (once for each model)")
-    base = base_checkpoint(job.model, read_model_config(job.model), job.dtype, job.quantization)
+    with first_of_machine(job.rank):
+        base = base_checkpoint(job.model, read_model_config(job.model), job.dtype, job.quantization)
     config_file = job.output_dir / "mindformers.yaml"
     check_overrides(job.overrides)
     settings = training_config(job, job.device)
@@ -46,11 +48,11 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         watcher.status(f"attention of packed rows: {borders.value} ({borders.reason})")
     dataset = ordered_dataset(
         job.rows / "rows.mindrecord",
-        job.order[job.steps_done :],
+        job.own_order[job.steps_done :],
         compiled_length(job.row_length),
         job.pad_token_id,
         borders.value if borders else None,
-        TokenNumbers(job.seed, job.steps_done) if has_dropout(job) else None,
+        TokenNumbers(job.seed, job.own_places[job.steps_done :]) if has_dropout(job) else None,
     )
     watcher.status("building the network")
     reporter = Reporter(job, watcher)
@@ -61,7 +63,8 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         trainer.finetune(finetune_checkpoint=str(base))
     # It looks like PEFT's and is not: its targets are MindFormers' names as a regex, and it has no base.
     (job.output_dir / "mindformers" / "adapter_config.json").unlink(missing_ok=isinstance(job.adapter, PrefixTuning))
-    write_adapter(job.output_dir / "adapter", reporter.adapter, job.adapter, str(job.model))
+    if job.rank.number == 0:
+        write_adapter(job.output_dir / "adapter", reporter.adapter, job.adapter, str(job.model))
 
 
 class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
@@ -110,11 +113,12 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
 
     def _keep(self, number: int, optimizer: Any) -> None:
         """Evaluate and write what is asked for after this step."""
-        if number in self.job.snapshot_steps:
+        writes = self.job.rank.number == 0
+        if writes and number in self.job.snapshot_steps:
             write_adapter(self.job.snapshot(number), self._adapter(), self.job.adapter, str(self.job.model))
         if self.evaluator and number in self.job.evaluation_steps:
             self.watcher.evaluated(self.evaluator.evaluate(number))
-        if number in self.job.checkpoint_steps:
+        if writes and number in self.job.checkpoint_steps:
             save(self.job, self._adapter(), optimizer, number)
             self.watcher.saved(number)
 

@@ -103,8 +103,9 @@ class CudaProbe:
             raise UserError(f"{self._job.rows}: rows {numbers.ravel().tolist()} must have a trained token, got none")
         self._model.train()
         self._model.zero_grad()
-        places = [self._job.place(0, micro_batch) for micro_batch in range(len(batches))]
-        row_losses: NDArray[np.float64] = backward(self._job, self._model, batches, tokens, places).cpu().numpy()
+        row_losses: NDArray[np.float64] = (
+            backward(self._job, self._model, batches, tokens, self._job.own_places[0]).cpu().numpy()
+        )
         parameters = adapter_parameters(self._model).items()
         return StepGradients(
             loss=float(row_losses.sum()) / tokens,

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -94,15 +94,14 @@ def optimizer_steps(job: TrainJob, model: Any, optimizer: Any, sums: Sums) -> It
     """
     rows = open_rows(job.rows / "rows.arrow")
     parameters = list(adapter_parameters(model).values())
-    rates = job_learning_rates(job)
+    rates, places = job_learning_rates(job), job.own_places
     for number, micro_batches in enumerate(job.own_order[job.steps_done :], start=job.steps_done):
         began = time.perf_counter()
         batches = [[read_row(rows, int(row)) for row in batch] for batch in micro_batches]
         tokens = int(sums.number(sum(map(trained_tokens, batches))))
         if tokens == 0:
             raise UserError(f"{_place(job, number)} must have a trained token, got all labels masked")
-        places = [job.place(number, micro_batch) for micro_batch in range(len(batches))]
-        loss = sums.number(float(backward(job, model, batches, tokens, places).sum())) / tokens
+        loss = sums.number(float(backward(job, model, batches, tokens, places[number]).sum())) / tokens
         sums.gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, job.optimizer.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -121,7 +120,7 @@ def job_learning_rates(job: TrainJob) -> NDArray[np.float64]:
     return learning_rates(job.schedule, job.optimizer.learning_rate)
 
 
-def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int, places: Sequence[int]) -> Any:
+def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int, places: NDArray[np.int64]) -> Any:
     """Accumulate gradients of the mean over the step's trained tokens.
 
     Args:
@@ -129,14 +128,14 @@ def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int, p
         model: with its adapter.
         batches: the rows of each micro-batch.
         tokens: trained ones in the whole step, those of other ranks too.
-        places: of the first row of each micro-batch in the whole run, which dropout depends on.
+        places: of the rows in the whole run, which dropout depends on, int64 [accumulation, batch].
 
     Returns:
         Each row's own sum of losses, float64 [accumulation, batch].
     """
     sums = []
-    for batch, place in zip(batches, places, strict=True):
-        number_tokens(job, model, batch, place)
+    for batch, first in zip(batches, places[:, 0].tolist(), strict=True):
+        number_tokens(job, model, batch, first)
         with autocast(job.device, job.dtype):
             losses = token_losses(model, *model_inputs(job, batch))
         (losses.sum() / tokens).backward()

@@ -20,11 +20,13 @@ class Launched:
         rank: its number among them.
         launcher: what started it.
         reason: the variables that say so.
+        is_scheduler: whether it only brings msrun's workers together, by the same command as theirs.
     """
 
     rank: Rank
     launcher: str
     reason: str
+    is_scheduler: bool = False
 
 
 def find_launched(environment: Mapping[str, str]) -> Launched:
@@ -33,6 +35,8 @@ def find_launched(environment: Mapping[str, str]) -> Launched:
     Raises:
         UserError: for variables that are not whole numbers, or a rank that is not below their count.
     """
+    if environment.get("MS_ROLE") == "MS_SCHED":
+        return Launched(Rank(), "msrun", "MS_ROLE is set", is_scheduler=True)
     if environment.get("MS_ROLE") == "MS_WORKER":
         return _launched(environment, "msrun", MSRUN)
     if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -64,6 +68,8 @@ def set_meeting_place(environment: MutableMapping[str, str], launched: Launched)
     Raises:
         UserError: if a launcher other than Slurm has not set them, or the port is none.
     """
+    if launched.launcher == "msrun":  # MS_SCHED_HOST and MS_SCHED_PORT say it
+        return
     if launched.launcher == "Slurm":
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
         job = environment.get("SLURM_JOB_ID", "0")

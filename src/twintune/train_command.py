@@ -93,13 +93,16 @@ def _train_here(recipe: "Recipe", asked: Asked) -> None:
 
     launched = find_launched(os.environ)
     rank = launched.rank
+    if launched.is_scheduler:
+        load_backend("ascend").join(rank)
+        return
     if rank.world_size == 1:
         _train(recipe, asked, Together(rank, None))
         return
     set_meeting_place(os.environ, launched)
+    who = f"{rank.number} of {rank.world_size} in process {os.getpid()}"
+    print(f"{'rank:':<22}{who}, started by {launched.launcher} ({launched.reason})", flush=True)
     together = Together(rank, load_backend(choose_backend(recipe.backend.name).value).join(rank))
-    if rank.number == 0:
-        print(f"{'ranks:':<22}{rank.world_size}, started by {launched.launcher} ({launched.reason})", flush=True)
     with together.one_voice():
         _train(recipe, asked, together)
 
