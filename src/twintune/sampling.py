@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from twintune.errors import raise_collected
 
+Scores = NDArray[np.float32] | NDArray[np.float64]  # [vocabulary]
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -101,7 +103,7 @@ def process_logits(
     text: Sequence[int],
     closing: Collection[int],
     sampling: Sampling,
-) -> NDArray[np.floating]:
+) -> Scores:
     """The logits after repetition_penalty and min_new_tokens: what greedy text takes the largest of.
 
     The rules are those of Hugging Face's RepetitionPenaltyLogitsProcessor (positive logits of tokens that were seen
@@ -131,7 +133,7 @@ def process_logits(
     return scores
 
 
-def probabilities(logits: NDArray[np.floating], sampling: Sampling) -> NDArray[np.float64]:
+def probabilities(logits: Scores, sampling: Sampling) -> NDArray[np.float64]:
     """The distribution that a token is drawn from: temperature, then top-k, then top-p.
 
     The rules are those of Hugging Face's TopKLogitsWarper (ties of the last one kept stay) and

@@ -77,7 +77,7 @@ def _write_eos(folder: Path, stops: Sequence[int]) -> None:
     path = folder / GENERATION_CONFIG
     written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     eos = written.get("eos_token_id")
-    known = set(eos) if isinstance(eos, list) else {eos} - {None}
+    known: set[int] = {eos} if isinstance(eos, int) else set(eos or ())
     if not known.issuperset(stops):
         write_json(path, written | {"eos_token_id": sorted(known.union(stops))})
 
