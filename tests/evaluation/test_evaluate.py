@@ -21,7 +21,7 @@ from twintune.converters.tokens import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 GOLDS = ["3", "4", "3", "答案是 3。", "5", "3", "3"]
-DRAWN = ("generate.temperature=1.0", "generate.max_new_tokens=6", "train.per_device_eval_batch_size=3")
+DRAWN = ("generate.temperature=1.0", "generate.max_new_tokens=6", "train.per_device_eval_batch_size=1")
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_votes_are_drawn_and_told(work: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_killed_evaluation_goes_on_to_the_very_same_answers(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = 11  # in the second batch of three questions
+    steps = 45  # in the second group of questions: four of them with two texts of five steps each take 40 at most
     arguments = ("--backend", "cuda", "--vote", "2", *DRAWN)
     command = ["evaluate", "recipe.yaml", "evaluate.test=test.json", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -146,7 +146,7 @@ def test_a_killed_evaluation_goes_on_to_the_very_same_answers(work: Path, monkey
     done = subprocess.run(program, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     log = Path("evaluation/answers-base-cuda.jsonl")
-    assert len(log.read_text(encoding="utf-8").splitlines()) == 4
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 5
     install(DrawingBackend(), monkeypatch)
     evaluate(*arguments)
     resumed = log.read_bytes()

@@ -17,11 +17,12 @@ from twintune.recipe import Recipe
 from twintune.voting import Answerer, Vote, derived_seed, vote
 
 Status = Callable[[str], None]
+BATCHES_TOGETHER = 4  # asked at once, so that the next question takes the place of one that is answered
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive questions of one kind that are asked together."""
+    """Consecutive questions of one kind that are asked together; a kill loses no more."""
 
     number: int
     first: int  # number of its first question, from 0
@@ -74,7 +75,7 @@ def _answer(
     chat = load_side(side, recipe)
     if not path.exists():
         begin_log(path, side.settings)
-    for batch in _batches(questions.questions, recipe.train.per_device_eval_batch_size):
+    for batch in _batches(questions.questions, BATCHES_TOGETHER * recipe.train.per_device_eval_batch_size):
         if batch.first + len(batch.questions) <= len(outcomes):
             continue
         # A batch that a kill tore is asked again as a whole, so that every draw is what it would have been.
