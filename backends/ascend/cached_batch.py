@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import nn
 from numpy.typing import NDArray
 
-from twintune.backends.ascend.cached_decode import OneToken, Prompt, PutRow, parts_of
+from twintune.backends.ascend.cached_decode import OneToken, Prompt, parts_of
 from twintune.errors import UserError
 
 SHORTEST = 64  # tokens; the least length that is compiled
@@ -38,7 +38,7 @@ class CachedBatch:
         self._virtual_tokens = virtual_tokens
         self._layers = parts_of(network)
         self._prompt = Prompt(network, self._layers, virtual_tokens).set_train(False)
-        self._compiled: dict[tuple[int, int], tuple[OneToken, PutRow]] = {}  # by length and rows
+        self._compiled: dict[tuple[int, int], OneToken] = {}  # by length and rows
         self._shape = (0, 0)
         self._max_new_tokens = 0
         self._lengths = np.zeros(0, np.int32)  # tokens of each row so far
@@ -58,6 +58,7 @@ class CachedBatch:
             )
         self._max_new_tokens = max_new_tokens
         self._shape = self._fitting(longest + max_new_tokens, len(prompts))
+        self._compiled[self._shape].clear()
         self._lengths = np.zeros(len(prompts), np.int32)
         self._ends = np.zeros(len(prompts), np.int32)
         return self._put(range(len(prompts)), prompts)
@@ -83,7 +84,7 @@ class CachedBatch:
         ids[:count, 0] = tokens
         positions[:count, 0] = np.minimum(self._lengths, self._ends - 1)
         self._lengths = positions[:count, 0] + 1
-        logits: NDArray[np.float32] = self._compiled[self._shape][0](ms.Tensor(ids), ms.Tensor(positions)).asnumpy()
+        logits: NDArray[np.float32] = self._compiled[self._shape](ms.Tensor(ids), ms.Tensor(positions)).asnumpy()
         return logits[:count]
 
     def _fitting(self, room: int, rows: int) -> tuple[int, int]:
@@ -92,8 +93,8 @@ class CachedBatch:
         if fitting:
             return min(fitting)
         shape = (bucket(room, self._positions), rows)
-        one_token = OneToken(self._network, self._layers, rows, shape[0], self._virtual_tokens).set_train(False)
-        self._compiled[shape] = (one_token, PutRow(one_token.layers))
+        one_token = OneToken(self._network, self._layers, rows, shape[0], self._virtual_tokens)
+        self._compiled[shape] = one_token.set_train(False)
         return shape
 
     def _put(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -102,7 +103,7 @@ class CachedBatch:
             padded = np.full((1, bucket(len(prompt), self._positions)), self._pad_token_id, np.int32)
             padded[0, : len(prompt)] = prompt
             last, kept = self._prompt(ms.Tensor(padded), ms.Tensor([len(prompt) - 1], ms.int32))
-            self._compiled[self._shape][1](kept, ms.Tensor([place], ms.int32))
+            self._compiled[self._shape].put_row(place, kept)
             self._lengths[place] = len(prompt)
             self._ends[place] = len(prompt) + self._max_new_tokens
             logits.append(last.asnumpy())

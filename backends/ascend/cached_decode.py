@@ -3,6 +3,8 @@
 MindFormers' own `use_past` needs NPU kernels. Shapes are fixed, so that a graph is compiled once for each bucket.
 """
 
+from collections.abc import Sequence
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
@@ -63,7 +65,7 @@ class Prompt(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         if virtual_tokens:
             self.prefix = network.prefix
 
-    def construct(self, tokens: ms.Tensor, last: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+    def construct(self, tokens: ms.Tensor, last: ms.Tensor) -> tuple[ms.Tensor, list[ms.Tensor]]:
         """Compiled once for each length.
 
         Args:
@@ -71,8 +73,8 @@ class Prompt(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
             last: place of the prompt's last token, int32 [1].
 
         Returns:
-            Logits, float32 [1, vocabulary], and keys and values by turns, [2 * layers, key-value heads, virtual tokens
-            and length, head size].
+            Logits, float32 [1, vocabulary], and keys and values of each layer by turns, [1, key-value heads, virtual
+            tokens and length, head size] each.
         """
         x = self.ends.embed(tokens)
         positions = ops.arange(tokens.shape[1]).astype(ms.int32)
@@ -89,7 +91,7 @@ class Prompt(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
             x = layer.after(x, layer.attention(query, key, value, hidden_keys))
             kept.append(key)
             kept.append(value)
-        return self.ends(ops.gather(x, last, 1)[:, 0]), ops.concat(kept, 0)
+        return self.ends(ops.gather(x, last, 1)[:, 0]), kept
 
 
 class OneToken(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
@@ -115,6 +117,7 @@ class OneToken(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
             auto_prefix=False,
         )
         groups = layers[0].attention.groups
+        self.shape = (rows, groups, slots)
         self.first_places = ms.Tensor(np.arange(rows * groups).reshape(rows, groups) * slots, ms.int32)
         self.slots = ms.Tensor(np.arange(slots).reshape(1, 1, 1, slots), ms.int32)
 
@@ -129,28 +132,18 @@ class OneToken(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
             x = layer(x, tables, places, hidden_keys)
         return self.ends(x[:, 0])
 
+    def clear(self) -> None:
+        """Zeros for all that lies in the cache: hidden keys have a share of 0, but 0 times NaN is NaN."""
+        for layer in self.layers:
+            for room in (layer.keys, layer.values):
+                ops.assign(room, ops.zeros_like(room))
 
-class PutRow(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
-    """What Prompt kept goes into the cache, in place of all that a row had there.
-
-    Args:
-        layers: of a OneToken.
-    """
-
-    def __init__(self, layers: nn.CellList) -> None:
-        super().__init__(auto_prefix=False)
-        self.layers = layers
-        _, groups, self.slots, _ = layers[0].shape
-        self.row_places = groups * self.slots
-
-    def construct(self, kept: ms.Tensor, row: ms.Tensor) -> ms.Tensor:
-        """See Prompt for `kept`, of any length that there are slots for; `row` is an int32 [1], and given back."""
-        _, groups, length, width = kept.shape
-        if length < self.slots:
-            # Zeros, as what an earlier text left there may be no number, and 0 times NaN is NaN.
-            kept = ops.concat((kept, ops.zeros((kept.shape[0], groups, self.slots - length, width), kept.dtype)), 2)
-        places = row * self.row_places + ops.arange(self.row_places).astype(ms.int32)
-        for number, layer in enumerate(self.layers):
-            layer.put(layer.keys, places, kept[2 * number].reshape(-1, width))
-            layer.put(layer.values, places, kept[2 * number + 1].reshape(-1, width))
-        return row
+    def put_row(self, row: int, kept: Sequence[ms.Tensor]) -> None:
+        """Put what Prompt kept at the beginning of a row's slots; outside of a graph, and in place."""
+        _, groups, slots = self.shape
+        first = (row * groups + np.arange(groups)) * slots
+        _, _, length, width = kept[0].shape
+        places = ms.Tensor((first[:, None] + np.arange(length)).reshape(-1), ms.int32)
+        for layer, key, value in zip(self.layers, kept[::2], kept[1::2], strict=True):
+            layer.put(layer.keys, places, key.reshape(-1, width))
+            layer.put(layer.values, places, value.reshape(-1, width))
