@@ -3,12 +3,13 @@
     python -m scripts.bench_train --peer-python PYTHON [--peer-python PYTHON] [--rounds 3] [--steps 4]
     python -m scripts.bench_train --device cuda --dtype bfloat16 --shape qwen2-1.5b --length 1024 ...
 
-A PYTHON is the interpreter of an environment with transformers, PEFT and TRL; it may be this one. Beside twintune, padded and
-packed, run the plain script (transformers' Trainer, PEFT, DataCollatorForSeq2Seq) with rows padded to --length and to
-the longest of the batch, and TRL's SFTTrainer with packing. Conversations are those of bench_packing.py, token ids are
-made once for all, the weights are random. Every run is a process; runs alternate; the first step of each does not count.
-Packed micro-batches have as many rows as hold the tokens of a padded one. Where others share the machine, CPU seconds
-of the process tell more than the clock. scripts/bench_step_ascend.py has stock MindFormers.
+A PYTHON is the interpreter of an environment with transformers, PEFT and TRL; it may be this one. Beside twintune,
+padded and packed, run the plain script (transformers' Trainer, PEFT, DataCollatorForSeq2Seq) with rows padded to
+--length and to the longest of the batch, and TRL's SFTTrainer with packing. Conversations are those of
+bench_packing.py, token ids are made once for all, the weights are random. Every run is a process; runs alternate; the
+first step of each does not count. Packed micro-batches have as many rows as hold the tokens of a padded one. Where
+others share the machine, CPU seconds of the process tell more than the clock. scripts/bench_step_ascend.py has stock
+MindFormers.
 """
 
 import argparse
@@ -156,11 +157,10 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[list[Contender
 
 def environment(python: str) -> str:
     """The versions of an interpreter's peers."""
+    code = "from importlib.metadata import version; import sys; print(*map(version, sys.argv[1:]))"
     names = ("transformers", "peft", "trl")
-    code = (
-        f"from importlib.metadata import version; print(*(f'{{name}} {{version(name)}}' for name in {names}), sep=', ')"
-    )
-    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    told = subprocess.run([python, "-c", code, *names], check=True, capture_output=True, text=True).stdout.split()
+    return ", ".join(f"{name} {number}" for name, number in zip(names, told, strict=True))
 
 
 def save_model(folder: Path, shape: Mapping[str, Any], length: int) -> Path:

@@ -1,4 +1,4 @@
-"""One run of a peer for scripts/bench_train.py: transformers' Trainer with PEFT, or TRL's SFTTrainer, as users write it.
+"""One run of a peer for scripts/bench_train.py: transformers' Trainer with PEFT, or TRL's SFTTrainer.
 
     python scripts/bench_train_peer.py trainer|trl JOB.json
 
