@@ -47,6 +47,8 @@ def make_optimizer(settings: Optimizer, parameters: list[Any]) -> Any:
         options["betas"] = (settings.adam_beta1, settings.adam_beta2)
     if settings.optim not in ("sgd", "lion_32bit"):
         options["eps"] = settings.adam_epsilon
+    if module == "torch.optim":
+        options["fused"] = True  # one kernel for all matrices; the same formula
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     vectors = [parameter for parameter in parameters if parameter.ndim == 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -84,7 +86,7 @@ def put_in_state(optimizer: Any, parameters: Mapping[str, Any], state: TrainingS
     for parameter in parameters.values():
         kept = optimizer.state[parameter]
         if "step" in kept:  # torch keeps a tensor of it, bitsandbytes an int
-            kept["step"] = torch.tensor(float(state.step)) if torch.is_tensor(kept["step"]) else state.step
+            kept["step"] = torch.full_like(kept["step"], state.step) if torch.is_tensor(kept["step"]) else state.step
 
 
 def _make_state(optimizer: Any, parameters: Mapping[str, Any]) -> None:
