@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
+from twintune.answer_sections import GenerateSection
 from twintune.artifacts import RECIPE
 from twintune.backends import Choice, choose_backend, load_backend
 from twintune.converters.adapter import check_adapter_settings
@@ -16,7 +17,7 @@ from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError
 from twintune.generation import OnText, TextGenerator
 from twintune.recipe import Recipe, load_recipe
-from twintune.recipe_sections import DeviceName, DtypeName, GenerateSection, ModelSection
+from twintune.recipe_sections import DeviceName, DtypeName, ModelSection
 from twintune.resizing import trained_model
 from twintune.sampling import Sampling
 from twintune.training_plan import seam_quantization

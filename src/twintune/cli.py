@@ -231,8 +231,8 @@ def _print_prepared(prepared: "Prepared") -> None:
 
 
 def _sampling(recipe: "Recipe | None", given: dict[str, Any], num_return_sequences: int) -> "Sampling":
+    from twintune.answer_sections import GenerateSection
     from twintune.chat import recipe_sampling
-    from twintune.recipe_sections import GenerateSection
 
     values = {name: value for name, value in given.items() if value is not None}
     sampling = recipe_sampling(recipe.generate if recipe else GenerateSection())

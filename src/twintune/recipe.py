@@ -13,18 +13,16 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
+from twintune.answer_sections import EvaluateSection, GenerateSection, ReasoningSection
 from twintune.artifacts import parse_yaml, write_yaml
 from twintune.errors import UserError, raise_collected
 from twintune.recipe_sections import (
     BackendSection,
     DataFile,
     DataSection,
-    EvaluateSection,
-    GenerateSection,
     LoraSection,
     ModelSection,
     PtuningV2Section,
-    ReasoningSection,
     Section,
     TrainSection,
 )

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twintune import sampling as rules
+from twintune.answer_sections import GenerateSection
 from twintune.backends import LanguageModel
 from twintune.chat import load_chat
 from twintune.generation import TextGenerator
 from twintune.parity.bundle import ADAPTER, TEXTS, BundleWriter
 from twintune.parity.selection import Conversation
-from twintune.recipe_sections import GenerateSection
 from twintune.sampling import Sampling
 from twintune.training_plan import Run
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from twintune.answer_sections import ReasoningSection
 from twintune.errors import UserError
-from twintune.recipe_sections import ReasoningSection
 
 if TYPE_CHECKING:
     import httpx

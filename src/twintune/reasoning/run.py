@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from twintune.answer_sections import ReasoningSection
 from twintune.artifacts import cache_folder, sha256_json
 from twintune.errors import UserError
 from twintune.reasoning.cache import AnswerCache
@@ -20,7 +21,6 @@ from twintune.reasoning.fill import Answerer, Outcome, Rule, ask_missing, look_u
 from twintune.reasoning.local import open_local
 from twintune.reasoning.questions import Prompt, read_questions
 from twintune.recipe import Recipe
-from twintune.recipe_sections import ReasoningSection
 
 
 def run_reasoning(recipe: Recipe, output: Path | None) -> Filled:
