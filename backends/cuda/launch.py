@@ -36,7 +36,7 @@ def launch(command: Sequence[str], machines: Machines) -> None:
     except (dist.DistError, RendezvousError) as error:
         raise UserError(
             f"command line: --master {machines.host}:{machines.port}: {machines.nnodes} machines must meet there "
-            f"within {ARRIVAL} s, got after {time.monotonic() - began:.0f} s: {str(error).splitlines()[0][:200]}; "
+            f"within {ARRIVAL} s, got after {time.monotonic() - began:.0f} s: {str(error).splitlines()[0][:200].rstrip(".")}; "
             "start one command on each machine, with --node-rank 0, 1 and so on"
         ) from None
 

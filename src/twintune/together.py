@@ -84,6 +84,18 @@ class Together:
         if self.group is None or not any("errors" in one for one in said):
             return
         if self.rank.number == 0:
-            print_errors(dict.fromkeys(message for one in said for message in one.get("errors", ())))
+            print_errors(_all_errors(said))
         self.group.exchange("")
         sys.exit(2)
+
+
+def _all_errors(said: list[dict[str, Any]]) -> list[str]:
+    """Each message once, with the ranks that have it where others have another."""
+    ranks: dict[str, list[str]] = {}
+    for number, one in enumerate(said):
+        for message in dict.fromkeys(one.get("errors", ())):
+            ranks.setdefault(message, []).append(str(number))
+    return [
+        message if len(numbers) == len(said) or message.startswith("rank ") else f"rank {', '.join(numbers)}: {message}"
+        for message, numbers in ranks.items()
+    ]
