@@ -34,9 +34,10 @@ def launch(command: Sequence[str], machines: Machines) -> None:
     except ChildFailedError as error:
         _end(error.failures)
     except (dist.DistError, RendezvousError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")[:200]
         raise UserError(
             f"command line: --master {machines.host}:{machines.port}: {machines.nnodes} machines must meet there "
-            f"within {ARRIVAL} s, got after {time.monotonic() - began:.0f} s: {str(error).splitlines()[0][:200].rstrip(".")}; "
+            f"within {ARRIVAL} s, got after {time.monotonic() - began:.0f} s: {reason}; "
             "start one command on each machine, with --node-rank 0, 1 and so on"
         ) from None
 
