@@ -64,7 +64,7 @@ class MindFormersModel:
         return self.batch.start(prompts, max_new_tokens)
 
     def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Put prompts, none longer than those of start, at the places of rows that ended; float32 [prompts, vocabulary]."""
+        """Put prompts, none longer than those of start, where rows ended; float32 [prompts, vocabulary]."""
         return self._started().replace(places, prompts)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
