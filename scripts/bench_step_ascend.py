@@ -128,10 +128,16 @@ def compiled_step(job: TrainJob, settings: Mapping[str, Any]) -> Callable[[], An
     from mindformers import Trainer
 
     import twintune.backends.ascend.step  # noqa: F401  registers the step cell with MindFormers
+    from twintune.backends.ascend.trained_positions import most_trained, put_on_trained_positions
 
     cells = []
 
     class Keep(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
+        def on_train_begin(self, run_context: Any) -> None:
+            gradients = getattr(run_context.original_args().train_network, "gradients", None)
+            if gradients:  # twintune's own step cell, as twintune.backends.ascend.train makes it
+                gradients.network = put_on_trained_positions(job, gradients.network, most_trained(job))
+
         def on_train_step_end(self, run_context: Any) -> None:
             cells.append(run_context.original_args().train_network)
 

@@ -56,7 +56,7 @@ def kept_graph(job: TrainJob, settings: Mapping[str, Any], shapes: list[list[int
         settings: MindFormers' whole configuration; the network is a function of both and of the sources.
         shapes: of the columns of a batch.
     """
-    graph = KeptGraph(what_decides(job, settings, shapes))
+    graph = KeptGraph(what_decides(job, settings, shapes), job.rank.world_size)
     try:
         yield graph
     finally:
@@ -101,19 +101,22 @@ def _switches_mindspore(variable: str) -> bool:
 class KeptGraph:
     """The graph of one job in the cache folder; MindSpore works on a copy, so that concurrent runs share no file.
 
-    Only the first run of a process has one, as MindSpore asks for its folder once. MS_COMPILER_CACHE_ENABLE=0 in the
+    Only the first run of a process has one, as MindSpore asks for its folder once, and no run of several ranks: a rank
+    that loads would wait in a collective for one that compiles, and give up. MS_COMPILER_CACHE_ENABLE=0 in the
     environment, MindSpore's own switch, keeps and loads none.
 
     Attributes:
         told: what is about to be done, and why.
     """
 
-    def __init__(self, decides: Mapping[str, Any]) -> None:
+    def __init__(self, decides: Mapping[str, Any], world_size: int) -> None:
         self._folder = cache_folder() / "graphs" / sha256_json(decides)
         self._copy: Path | None = None
         self.told = "compiling the graph (minutes for a large model; the first step waits for it"
         if os.environ.get(ENABLE) == "0":
             self.told += f"; {ENABLE}=0: it is not kept)"
+        elif world_size > 1:
+            self.told += "; not kept with several ranks)"
         elif _folders:
             self.told += "; not kept: MindSpore keeps those of a process' first run alone)"
         else:

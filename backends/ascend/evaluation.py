@@ -10,14 +10,15 @@ from twintune.backends.ascend.data import evaluation_batches
 from twintune.backends.ascend.dropout import FormulaDropout
 from twintune.backends.ascend.profile import compiled_length, packed_borders
 from twintune.backends.ascend.ranks import sum_over_ranks
+from twintune.backends.ascend.trained_positions import TrainedHead, TrainedLoss
 from twintune.backends.job import Evaluation, TrainJob
 
 
 class EvaluationLoss(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
     """Loss sum and trained tokens of rows, without dropout and without gradients: a graph of its own.
 
-    MindFormers' network gives logits in place of the loss where it is not in training mode, so that of all its
-    cells the dropouts alone leave that mode, while this graph is compiled by its first call.
+    MindFormers' network gives logits in place of the loss where it is not in training mode. So only those cells leave
+    that mode that compute otherwise while training, when this graph is compiled by its first call.
     """
 
     def __init__(self, network: nn.Cell) -> None:
@@ -41,7 +42,8 @@ class Evaluator:
     def __init__(self, job: TrainJob, network: nn.Cell) -> None:
         self._job = job
         self._loss = EvaluationLoss(network)
-        self._dropouts = [cell for _, cell in network.cells_and_names() if isinstance(cell, FormulaDropout)]
+        apart = FormulaDropout | TrainedHead | TrainedLoss
+        self._apart = [cell for _, cell in network.cells_and_names() if isinstance(cell, apart)]
 
     def evaluate(self, step: int) -> Evaluation:
         """The mean loss over the trained tokens of validation.mindrecord."""
@@ -55,12 +57,13 @@ class Evaluator:
             packed_borders(job, job.device).value if job.packed else None,
             job.rank,
         )
-        self._set_dropout(False)
-        sums = np.array([[value.asnumpy().item() for value in self._loss(*map(ms.Tensor, rows))] for rows in batches])
-        self._set_dropout(True)
-        loss, tokens = sum_over_ranks(sums.sum(axis=0), job.rank)
+        self._set_training(False)
+        sums = [[value.asnumpy().item() for value in self._loss(*map(ms.Tensor, rows))] for rows in batches]
+        self._set_training(True)
+        own = np.reshape(sums, (-1, 2)).sum(axis=0)  # a rank may have no row
+        loss, tokens = sum_over_ranks(own, job.rank)
         return Evaluation(step, loss / tokens, int(tokens), time.perf_counter() - began)
 
-    def _set_dropout(self, training: bool) -> None:
-        for cell in self._dropouts:
+    def _set_training(self, training: bool) -> None:
+        for cell in self._apart:
             cell.add_flags(training=training)

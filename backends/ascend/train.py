@@ -21,6 +21,7 @@ from twintune.backends.ascend.parameters import adapter_tensors, names_of_traine
 from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
 from twintune.backends.ascend.ranks import first_of_machine
 from twintune.backends.ascend.runtime import start
+from twintune.backends.ascend.trained_positions import most_trained, put_on_trained_positions
 from twintune.backends.job import PrefixTuning, Step, TrainJob, Watcher
 from twintune.converters.adapter import write_adapter
 from twintune.converters.base_checkpoint import base_checkpoint
@@ -54,11 +55,13 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         borders.value if borders else None,
         TokenNumbers(job.seed, job.own_places[job.steps_done :]) if has_dropout(job) else None,
     )
-    watcher.status("building the network")
-    reporter = Reporter(job, watcher)
+    positions = most_trained(job)
+    watcher.status(f"building the network (logits at {positions} positions: no micro-batch trains more)")
+    reporter = Reporter(job, watcher, positions)
     log = (job.output_dir / "mindformers.log").open("a", encoding="utf-8")
     # MindFormers prints its whole configuration and more.
-    with log, redirect_stdout(log), kept_graph(job, settings, dataset.output_shapes()) as reporter.graph:
+    shapes = [*dataset.output_shapes(), [positions]]
+    with log, redirect_stdout(log), kept_graph(job, settings, shapes) as reporter.graph:
         trainer = Trainer(args=config, task="text_generation", train_dataset=dataset, callbacks=[reporter])
         trainer.finetune(finetune_checkpoint=str(base))
     # It looks like PEFT's and is not: its targets are MindFormers' names as a regex, and it has no base.
@@ -70,10 +73,11 @@ def train(job: TrainJob, watcher: Watcher) -> None:
 class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
     """Puts the initial adapter in, checks that the base arrived, and reports each step."""
 
-    def __init__(self, job: TrainJob, watcher: Watcher) -> None:
+    def __init__(self, job: TrainJob, watcher: Watcher, positions: int) -> None:
         super().__init__()
         self.job = job
         self.watcher = watcher
+        self.positions = positions
         self.adapter: dict[str, NDArray[np.float32]] = {}
         self.parameters: dict[str, Any] = {}
         self.evaluator: Evaluator | None = None
@@ -86,7 +90,8 @@ class Reporter(ms.Callback):  # type: ignore[misc]  # mindspore ships no types
         self.parameters = parameters_by_name(cell.network)
         put_on_adapter(self.job, self.parameters)
         resume(self.job, self._by_peft_name(), cell.optimizer)
-        cell.gradients.network = put_on_dropout(self.job, cell.gradients.network)
+        network = put_on_dropout(self.job, cell.gradients.network)
+        cell.gradients.network = put_on_trained_positions(self.job, network, self.positions)
         if self.job.evaluation_steps:
             self.evaluator = Evaluator(self.job, cell.network)
         if self.graph:
