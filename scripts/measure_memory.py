@@ -1,12 +1,13 @@
 """The memory model of twintune.memory beside what PyTorch takes on a CPU: a Markdown table.
 
-    python scripts/measure_memory.py
+    python scripts/measure_memory.py [CASE...]
 
 Random models are trained for two steps, each in a new process. `tensors` is the most that PyTorch's allocator had at a
 time, by torch.profiler, with the weights; `process` how far the process grew (VmHWM of /proc/self/status over what was
 in use after all imports: Linux only), which has the allocator's and MKL's own buffers too.
 """
 
+import argparse
 import gc
 import multiprocessing
 import tempfile
@@ -84,17 +85,23 @@ CASES = {
 
 
 def main() -> None:
-    """Measure each case and print the table."""
-    rows = []
-    for name, case in CASES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            job = make_job(case, Path(folder))
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                process, tensors = pool.apply(measure, (job,))
-            model = estimate(case, job)
-        figures = (f"{value / MEBIBYTE:,.1f}" for value in (model, tensors, process))
-        rows.append((name, *figures, f"{model / tensors:.2f}", f"{model / process:.2f}"))
-    print(markdown_table(("case", "model, MiB", "tensors", "process", "model / tensors", "model / process"), rows))
+    """Measure the cases that are asked for, all without any, and print each line as it is known."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("cases", nargs="*", choices=[[], *CASES], metavar="CASE", help=", ".join(CASES))
+    print(markdown_table(("case", "model, MiB", "tensors", "process", "model / tensors", "model / process"), []))
+    for name in parser.parse_args().cases or CASES:
+        print(f"| {name} | {' | '.join(figures(CASES[name]))} |", flush=True)
+
+
+def figures(case: Case) -> tuple[str, ...]:
+    """The cells of a case."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = make_job(case, Path(folder))
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            process, tensors = pool.apply(measure, (job,))
+        model = estimate(case, job)
+    sizes = (f"{value / MEBIBYTE:,.1f}" for value in (model, tensors, process))
+    return (*sizes, f"{model / tensors:.2f}", f"{model / process:.2f}")
 
 
 def make_job(case: Case, folder: Path) -> TrainJob:

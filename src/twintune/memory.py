@@ -158,7 +158,7 @@ def _gathered(training: Training) -> float:
     layers = training.config["num_hidden_layers"]
     linear = sum(map(prod, linear_shapes(training.config, LINEAR_MODULES).values()))
     outside = sum(map(prod, base_shapes(training.config).values())) - linear
-    return _size(training) * outside + 2 * _linear_size(training) * linear / layers
+    return float(_size(training) * outside + 2 * _linear_size(training) * linear / layers)
 
 
 def _activations(training: Training, batch: MicroBatch) -> float:
@@ -180,7 +180,7 @@ def _kept_by_layer(training: Training, batch: MicroBatch) -> float:
     attention = size * 2 * (heads + groups) * head_dim(config) + FLOAT32 * heads
     mlp = size * inner * (4 if phi else 3)  # gelu_new in steps; or gate, its activation and up
     kept = norms + attention + mlp + _kept_by_lora(training)
-    return batch.rows * (batch.length * kept + _prefix_bytes(training))
+    return float(batch.rows * (batch.length * kept + _prefix_bytes(training)))
 
 
 def _prefix_bytes(training: Training) -> float:
