@@ -140,13 +140,28 @@ class Rank:
 
 
 @dataclass(frozen=True)
+class Parallel:
+    """What the devices of a run share besides its rows.
+
+    Attributes:
+        sharded: whether each keeps a share of the frozen base's weights alone (cuda).
+        model_parallel: devices that share each layer (ascend).
+        pipeline_stage: groups of devices that have some layers each (ascend).
+    """
+
+    sharded: bool = False
+    model_parallel: int = 1
+    pipeline_stage: int = 1
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """One training run in plain arguments, the same for every backend.
 
     Attributes:
         model: Hugging Face folder with config.json and safetensors.
         rows: prepared folder with rows.arrow and/or rows.mindrecord.
-        order: row numbers in the order of training, of all ranks, int64 [max_steps, accumulation, world_size * batch].
+        order: row numbers in the order of training, of all ranks, int64 [max_steps, accumulation, data_parallel * batch].
         row_length: tokens of the longest row; a fixed-shape backend pads to it (or a little above).
         initial_adapter: PEFT folder; both backends start from these very numbers.
         output_dir: where the backend writes `adapter/` and what its framework leaves.
@@ -163,6 +178,7 @@ class TrainJob:
         save_only_model: whether checkpoints leave out what resuming needs.
         resume_from: the checkpoint to go on from; None begins with the initial adapter.
         steps_done: optimizer steps that `resume_from` has behind it.
+        parallel: what the devices share besides rows.
         rank: of this process; `output_dir` is the run folder for rank 0, a temporary one for the others.
     """
 
@@ -191,11 +207,17 @@ class TrainJob:
     resume_from: Path | None = None
     steps_done: int = 0
     rank: Rank = Rank()
+    parallel: Parallel = Parallel()
+
+    @property
+    def data_parallel(self) -> int:
+        """Devices, or groups that share a model, among which rows are dealt."""
+        return self.rank.world_size // (self.parallel.model_parallel * self.parallel.pipeline_stage)
 
     @property
     def batch(self) -> int:
         """Rows of a micro-batch on one device."""
-        return self.order.shape[2] // self.rank.world_size
+        return self.order.shape[2] // self.data_parallel
 
     @property
     def own_order(self) -> NDArray[np.int64]:

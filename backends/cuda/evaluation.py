@@ -1,5 +1,6 @@
 """The loss on the validation rows while a run goes on."""
 
+import math
 import time
 from typing import Any
 
@@ -23,11 +24,15 @@ def evaluate(job: TrainJob, model: Any, step: int, sums: Sums) -> Evaluation:
     model.eval()
     total, tokens = 0.0, 0
     own = range(job.rank.number, len(table), job.rank.world_size)
-    for first in range(0, len(own), job.evaluation_batch):
+    rounds = math.ceil(len(table) / (job.rank.world_size * job.evaluation_batch))
+    for first in range(0, rounds * job.evaluation_batch, job.evaluation_batch):
         batch = [read_row(table, number) for number in own[first : first + job.evaluation_batch]]
         tokens += trained_tokens(batch)
-        with torch.inference_mode(), autocast(job.device, job.dtype):
-            total += float(token_losses(model, *model_inputs(job, batch)).double().sum())
+        # A sharded base is gathered by all ranks at once: one whose rows have ended takes the first row for nothing.
+        inputs = model_inputs(job, batch or [read_row(table, 0)])
+        with torch.no_grad(), autocast(job.device, job.dtype):  # what FSDP gathers in inference mode trains no more
+            losses = token_losses(model, *inputs)
+        total += float(losses.double().sum()) if batch else 0.0
     model.train()
     total, tokens = sums.number(total), int(sums.number(tokens))
     return Evaluation(step, total / tokens, tokens, time.perf_counter() - began)

@@ -28,6 +28,7 @@ from twintune.backends.cuda.packed import choose_attention, set_attention
 from twintune.backends.cuda.prefix import put_on_any_adapter
 from twintune.backends.cuda.ranks import Sums
 from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
+from twintune.backends.cuda.sharding import shard_base
 from twintune.backends.job import Step, TrainJob, Watcher
 from twintune.converters.adapter import read_any_adapter, write_adapter
 from twintune.converters.rows import Row
@@ -46,7 +47,7 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     job = on_this_machine(job)
     sums = Sums(job.rank, job.device)
     watcher.status(f"loading {job.model}")
-    model = load_for_training(job)
+    model = load_for_training(job, sums)
     if job.packed:
         attention = choose_attention(job.device, job.dtype)
         watcher.status(f"attention of packed rows: {attention.value} ({attention.reason})")
@@ -73,13 +74,19 @@ def on_this_machine(job: TrainJob) -> TrainJob:
     return replace(job, device=device, dtype=choose_dtype(job.dtype, device).value)
 
 
-def load_for_training(job: TrainJob) -> Any:
-    """The base model with the job's initial adapter on it; only the adapter has gradients."""
+def load_for_training(job: TrainJob, sums: Sums | None = None) -> Any:
+    """The base model with the job's initial adapter on it; only the adapter has gradients.
+
+    With `sums`, those that the ranks add up by, the base is sharded where the job asks for it.
+    """
     _, tensors = read_any_adapter(job.initial_adapter, to_train=True)
-    base = load_base(job.model, job.device, job.dtype, job.quantization)
+    sharded = sums is not None and job.parallel.sharded
+    base = load_base(job.model, "cpu" if sharded else job.device, job.dtype, job.quantization)
     if job.gradient_checkpointing:
         recompute_activations(base)
     model = put_on_any_adapter(base, job.adapter, tensors, job.initial_adapter)
+    if sums is not None and sharded:
+        model = shard_base(model, sums.ranks, job.device)
     with autocast(job.device, job.dtype):
         require_plain_head(model.eval())
     return model.train()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from twintune.adapter_plan import adapter_lines, trained_numbers
+from twintune.backends.job import TrainJob
 from twintune.memory_view import memory_lines
 from twintune.models import unused_dropouts
 from twintune.schedule import schedule_words
@@ -27,7 +28,7 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
         ("pad token", f"{summary.pad_token.value!r} ({summary.pad_token.reason})"),
         (
             "steps",
-            f"{steps} of {job.batch} rows x {accumulation} micro-batches{_devices(job.rank.world_size)}: {rows} rows, "
+            f"{steps} of {job.batch} rows x {accumulation} micro-batches{_devices(job)}: {rows} rows, "
             f"{rows / summary.count:.2f} epochs; {job.schedule.warmup_steps} warm-up steps",
         ),
         ("optimizer", f"{run.optimizer.value} ({run.optimizer.reason})"),
@@ -44,8 +45,14 @@ def plan_lines(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _devices(world_size: int) -> str:
-    return "" if world_size == 1 else f" x {world_size} devices"
+def _devices(job: TrainJob) -> str:
+    if job.rank.world_size == 1:
+        return ""
+    shared = " that shard the frozen base" if job.parallel.sharded else ""
+    if job.data_parallel < job.rank.world_size:
+        parallel = job.parallel
+        shared = f" in groups of {parallel.model_parallel} model parallel x {parallel.pipeline_stage} pipeline stages"
+    return f" x {job.data_parallel} (on {job.rank.world_size} devices{shared})"
 
 
 def _base_weights(run: Run) -> str:

@@ -223,10 +223,25 @@ class TrainSection(Section):
         return best
 
 
-class AscendSection(Section):
-    """What only MindFormers knows: keys of its YAML, laid over the generated one."""
+def _known_parallel(given: Any) -> Any:
+    if isinstance(given, str) and given.lower().startswith(("deepspeed", "zero")):
+        raise ValueError("should be ddp or fsdp, which shards the frozen base as DeepSpeed's ZeRO 3 does")
+    return given
 
-    overrides: dict[str, Any] = {}
+
+class CudaSection(Section):
+    """How several GPUs share a run."""
+
+    parallel: Annotated[Literal["ddp", "fsdp"], BeforeValidator(_known_parallel)] = "ddp"  # fsdp shards the frozen base
+
+
+class AscendSection(Section):
+    """How several NPUs share a run, and what only MindFormers knows."""
+
+    data_parallel: int | None = Field(None, ge=1)  # None: as many as the ranks give with the two below
+    model_parallel: int = Field(1, ge=1)
+    pipeline_stage: int = Field(1, ge=1)
+    overrides: dict[str, Any] = {}  # keys of MindFormers' YAML, laid over the generated one
 
 
 class BackendSection(Section):
@@ -237,4 +252,5 @@ class BackendSection(Section):
     dtype: DtypeName = "auto"
     device_memory_gib: float | None = Field(None, gt=0)  # of one device, for the plan; None: as it is found
     device_peak_tflops: float | None = Field(None, gt=0)  # in this dtype, for MFU; None: as known by the device's name
+    cuda: CudaSection = CudaSection()
     ascend: AscendSection = AscendSection()

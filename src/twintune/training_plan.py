@@ -10,6 +10,7 @@ from twintune.backends.job import Lora, Optimizer, PrefixTuning, Quantization, R
 from twintune.conversation_facts import read_row_lengths
 from twintune.errors import UserError
 from twintune.models import read_model_config, resolve_model
+from twintune.parallel_plan import choose_parallel
 from twintune.prepare import find_or_prepare
 from twintune.prepared import CONVERSATIONS, Prepared
 from twintune.recipe import Recipe
@@ -81,17 +82,18 @@ def decide(recipe: Recipe, output_dir: Path, rank: Rank | None = None) -> Run:
     config = read_model_config(model)
     _check_vocabulary(model, config, prepared)
     rank = rank or Rank()
-    train = on_one_device(recipe.train, rank.world_size)
+    parallel = choose_parallel(recipe, backend.value, rank.world_size)
+    train = on_one_device(recipe.train, rank.world_size // (parallel.model_parallel * parallel.pipeline_stage))
     _check_evaluation(recipe, train, prepared)
     job = _job(recipe, train, model, adapter, prepared, output_dir, device.value, dtype.value)
-    job = replace(job, rank=rank)
+    job = replace(job, rank=rank, parallel=parallel)
     check_room(job, config)
     return Run(recipe, config, prepared, backend, device, dtype, optimizer, job)
 
 
-def on_one_device(train: TrainSection, world_size: int) -> TrainSection:
-    """The batch of one device that takes the rows of `world_size` devices: it decides steps, order and rhythm."""
-    return train.model_copy(update={"per_device_train_batch_size": world_size * train.per_device_train_batch_size})
+def on_one_device(train: TrainSection, devices: int) -> TrainSection:
+    """The batch of one device that takes the rows of several: it decides steps, order and rhythm."""
+    return train.model_copy(update={"per_device_train_batch_size": devices * train.per_device_train_batch_size})
 
 
 def _check_vocabulary(model: Path, config: dict[str, Any], prepared: Prepared) -> None:

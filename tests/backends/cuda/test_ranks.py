@@ -11,7 +11,7 @@ import pytest
 
 from tests.jobs import Recorder, make_job, make_packed_job, random_rows, write_rows
 from twintune.backends import missing_packages
-from twintune.backends.job import Lora, TrainJob
+from twintune.backends.job import Lora, Parallel, TrainJob
 
 if missing_packages("cuda"):
     pytest.skip("trains with torch and peft", allow_module_level=True)
@@ -38,7 +38,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainJob]:
     write_rows(plain.rows, random_rows(5), "validation")
     packed = make_packed_job(folder / "packed", accumulation=2, model=plain.model, lora=LORA)
     begun = replace(plain, resume_from=plain.checkpoint(8), steps_done=8)
-    return {"plain": plain, "packed": packed, "resumed": begun, "killed": plain, "missing": plain}
+    sharded = replace(plain, parallel=Parallel(sharded=True), gradient_checkpointing=True)
+    return {"sharded": sharded, "plain": plain, "packed": packed, "resumed": begun, "killed": plain, "missing": plain}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,15 @@ def test_evaluation_is_shared_and_the_same(one: dict[str, Any], two: dict[str, A
         for found, evaluation in zip(rank["evaluations"], expected, strict=True):
             assert found["tokens"] == evaluation["tokens"]
             assert found["loss"] == pytest.approx(evaluation["loss"], abs=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_sharded_base_computes_the_same(one: dict[str, Any], two: dict[str, Any]) -> None:
+    for rank in two["sharded"]:
+        assert rank["share"] == 0.5
+        assert_same_series(rank, one["plain"])
+        losses = [evaluation["loss"] for evaluation in rank["evaluations"]]
+        assert losses == pytest.approx([e["loss"] for e in one["plain"]["evaluations"]], abs=TOLERANCE)
 
 
 @pytest.mark.slow

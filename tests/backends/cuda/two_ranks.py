@@ -19,8 +19,8 @@ import peft  # noqa: F401  before the forks
 import transformers  # noqa: F401
 
 import twintune.backends.cuda.ranks as cuda_ranks
+import twintune.backends.cuda.train as cuda_train
 from tests.jobs import Recorder
-from twintune.backends.cuda.train import train
 from twintune.backends.job import Rank, Step, TrainJob
 from twintune.errors import UserError
 
@@ -48,8 +48,17 @@ def run_rank(name: str, job: TrainJob, number: int) -> None:
         cuda_ranks.ARRIVAL = timedelta(seconds=2)
     own = replace(job, rank=Rank(number, 2, number), output_dir=job.output_dir.with_name(f"{name}-{number}"))
     told: dict[str, Any] = {}
+    shard_base = cuda_train.shard_base
+
+    def shard_and_count(*arguments: Any) -> Any:
+        model = shard_base(*arguments)
+        weight = model.get_base_model().get_decoder().layers[0].mlp.down_proj.weight
+        told["share"] = weight.to_local().numel() / weight.numel()
+        return model
+
+    cuda_train.shard_base = shard_and_count
     try:
-        train(own, watcher)
+        cuda_train.train(own, watcher)
     except UserError as error:
         told["error"] = list(error.messages)
     told["steps"] = [asdict(step) for step in watcher.steps]
