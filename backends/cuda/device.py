@@ -1,5 +1,7 @@
 """Where the cuda backend computes and in which dtype: chosen once, with the reason."""
 
+from typing import Any
+
 import torch
 
 from twintune.backends import Choice, Device
@@ -62,3 +64,8 @@ def choose_dtype(asked: str, device: str) -> Choice:
         return Choice("bfloat16", "as asked; adapter, gradients and optimizer are float32")
     reason = "as asked" if asked == "float32" else f"{device} without fast bfloat16"
     return Choice("float32", f"{reason}; TF32 is off, so that backends can be compared")
+
+
+def put_on(tensor: Any, device: str) -> Any:
+    """A tensor of the CPU on a device; a GPU copies it from pinned memory, and nobody waits."""
+    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

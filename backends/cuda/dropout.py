@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from twintune.backends.cuda.device import put_on
 from twintune.backends.job import Lora, TrainJob
 from twintune.converters.rows import Row
 from twintune.dropout import channel_numbers, first_kept, token_numbers
@@ -58,6 +59,6 @@ def number_tokens(job: TrainJob, model: Any, batch: Sequence[Row], place: int) -
         numbers = np.zeros((len(rows), max(map(len, rows))), np.int32)
         for row, line in zip(rows, numbers, strict=True):
             line[: len(row)] = row
-    tokens = torch.from_numpy(numbers).to(job.device)[..., None]
+    tokens = put_on(torch.from_numpy(numbers), job.device)[..., None]
     for layer in layers:
         layer.tokens = tokens

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from twintune.backends.cuda.chunked_loss import chunked_losses
+from twintune.backends.cuda.device import put_on
 from twintune.backends.cuda.prefix import prefix_arguments
 from twintune.converters.rows import IGNORED, Row
 from twintune.errors import UserError
@@ -32,7 +33,7 @@ def pad_right(rows: Sequence[Row], pad_token_id: int, device: str) -> tuple[Any,
     for number, row in enumerate(rows):
         input_ids[number, : len(row.input_ids)] = torch.from_numpy(row.input_ids.astype(np.int64))
         labels[number, : len(row.labels)] = torch.from_numpy(row.labels.astype(np.int64))
-    return input_ids.to(device), labels.to(device)
+    return put_on(input_ids, device), put_on(labels, device)
 
 
 def token_losses(model: Any, input_ids: Any, labels: Any, attention: Mapping[str, Any] = NOTHING) -> Any:

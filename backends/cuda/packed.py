@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from twintune.backends import Choice
+from twintune.backends.cuda.device import put_on
 from twintune.converters.rows import Row
 
 FLASH = "flash_attention_2"  # transformers' name
@@ -53,15 +54,16 @@ def in_one_line(rows: Sequence[Row], device: str) -> tuple[Any, Any, dict[str, A
     labels = np.concatenate([row.labels for row in rows]).astype(np.int64)
     lengths = [length for row in rows for length in row.lengths or (len(row.input_ids),)]
     positions = np.concatenate([np.arange(length) for length in lengths])
-    borders = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
+    borders = put_on(torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32), device)
     attention = {
-        "position_ids": torch.from_numpy(positions)[None].to(device),
+        "position_ids": put_on(torch.from_numpy(positions)[None], device),
         "cu_seq_lens_q": borders,
         "cu_seq_lens_k": borders,
         "max_length_q": max(lengths),
         "max_length_k": max(lengths),
     }
-    return torch.from_numpy(input_ids)[None].to(device), torch.from_numpy(labels)[None].to(device), attention
+    tokens = (put_on(torch.from_numpy(ids)[None], device) for ids in (input_ids, labels))
+    return *tokens, attention
 
 
 def attend_by_conversation(

@@ -20,7 +20,7 @@ from twintune.backends.cuda.model import (
 )
 from twintune.backends.cuda.nf4 import Weight
 from twintune.backends.cuda.packed import choose_attention, set_attention
-from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
+from twintune.backends.cuda.rows import model_inputs, open_rows, read_micro_batches
 from twintune.backends.cuda.train import (
     backward,
     load_for_training,
@@ -97,8 +97,8 @@ class CudaProbe:
             UserError: if no token of these rows is trained.
         """
         table = open_rows(self._job.rows / "rows.arrow")
-        batches = [[read_row(table, int(number)) for number in batch] for batch in numbers]
-        tokens = sum(map(trained_tokens, batches))
+        batches = read_micro_batches(self._job, table, numbers)
+        tokens = sum(trained_tokens(batch.rows) for batch in batches)
         if tokens == 0:
             raise UserError(f"{self._job.rows}: rows {numbers.ravel().tolist()} must have a trained token, got none")
         self._model.train()
@@ -111,7 +111,7 @@ class CudaProbe:
             loss=float(row_losses.sum()) / tokens,
             tokens=tokens,
             row_losses=row_losses,
-            row_tokens=np.array([[row.trained_tokens for row in batch] for batch in batches]),
+            row_tokens=np.array([[row.trained_tokens for row in batch.rows] for batch in batches]),
             gradients={name: to_numpy(parameter.grad) for name, parameter in parameters},
         )
 

@@ -27,11 +27,10 @@ from twintune.backends.cuda.optimizer import make_optimizer, set_learning_rate
 from twintune.backends.cuda.packed import choose_attention, set_attention
 from twintune.backends.cuda.prefix import put_on_any_adapter
 from twintune.backends.cuda.ranks import Sums
-from twintune.backends.cuda.rows import model_inputs, open_rows, read_row
+from twintune.backends.cuda.rows import MicroBatch, open_rows, read_micro_batches
 from twintune.backends.cuda.sharding import shard_base
 from twintune.backends.job import Step, TrainJob, Watcher
 from twintune.converters.adapter import read_any_adapter, write_adapter
-from twintune.converters.rows import Row
 from twintune.errors import UserError
 from twintune.schedule import learning_rates
 
@@ -99,16 +98,18 @@ def optimizer_steps(job: TrainJob, model: Any, optimizer: Any, sums: Sums) -> It
         UserError: naming step and rows, if a loss or gradient is not finite or no token is trained; naming the rank
             that ended, if one has.
     """
-    rows = open_rows(job.rows / "rows.arrow")
+    rows, order = open_rows(job.rows / "rows.arrow"), job.own_order
     parameters = list(adapter_parameters(model).values())
     rates, places = job_learning_rates(job), job.own_places
-    for number, micro_batches in enumerate(job.own_order[job.steps_done :], start=job.steps_done):
+    batches = read_micro_batches(job, rows, order[job.steps_done : job.steps_done + 1])
+    for number in range(job.steps_done, len(order)):
         began = time.perf_counter()
-        batches = [[read_row(rows, int(row)) for row in batch] for batch in micro_batches]
-        tokens = int(sums.number(sum(map(trained_tokens, batches))))
+        tokens = int(sums.number(sum(trained_tokens(batch.rows) for batch in batches)))
         if tokens == 0:
             raise UserError(f"{_place(job, number)} must have a trained token, got all labels masked")
-        loss = sums.number(float(backward(job, model, batches, tokens, places[number]).sum())) / tokens
+        row_losses = backward(job, model, batches, tokens, places[number])
+        batches = read_micro_batches(job, rows, order[number + 1 : number + 2])  # while a GPU is still computing
+        loss = sums.number(float(row_losses.sum())) / tokens
         sums.gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, job.optimizer.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -127,13 +128,13 @@ def job_learning_rates(job: TrainJob) -> NDArray[np.float64]:
     return learning_rates(job.schedule, job.optimizer.learning_rate)
 
 
-def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int, places: NDArray[np.int64]) -> Any:
+def backward(job: TrainJob, model: Any, batches: list[MicroBatch], tokens: int, places: NDArray[np.int64]) -> Any:
     """Accumulate gradients of the mean over the step's trained tokens.
 
     Args:
         job: what is trained.
         model: with its adapter.
-        batches: the rows of each micro-batch.
+        batches: of the step, or this rank's share of it.
         tokens: trained ones in the whole step, those of other ranks too.
         places: of the rows in the whole run, which dropout depends on, int64 [accumulation, batch].
 
@@ -142,11 +143,11 @@ def backward(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int, p
     """
     sums = []
     for batch, first in zip(batches, places[:, 0].tolist(), strict=True):
-        number_tokens(job, model, batch, first)
+        number_tokens(job, model, batch.rows, first)
         with autocast(job.device, job.dtype):
-            losses = token_losses(model, *model_inputs(job, batch))
+            losses = token_losses(model, *batch.inputs)
         (losses.sum() / tokens).backward()
-        by_row = losses.detach().double().split([row.trained_tokens for row in batch])
+        by_row = losses.detach().double().split([row.trained_tokens for row in batch.rows])
         sums.append(torch.stack([row.sum() for row in by_row]))
     return torch.stack(sums)
 
