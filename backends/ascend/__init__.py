@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from twintune.backends import Choice, Device, Group, LanguageModel, Machines, Name, Probe
 from twintune.backends.ascend import profile, runtime
+from twintune.backends.ascend.parallel import shares_a_model
 from twintune.backends.job import OptimizerName, Quantization, Rank, TrainJob, Watcher
 
 
@@ -34,13 +35,13 @@ class AscendBackend:
         return profile.choose_optimizer(asked, device)
 
     def plan(self, job: TrainJob) -> dict[str, str]:
-        """The MindFormers YAML for an NPU and for CPU, every key of both known to MindFormers."""
+        """The MindFormers YAML for an NPU and, unless devices share a model, for CPU; MindFormers knows every key."""
         runtime.import_quietly()
         from twintune.backends.ascend.keys import check_keys, check_overrides
 
         check_overrides(job.overrides)
         texts = {}
-        for device in ("npu", "cpu"):
+        for device in ("npu",) if shares_a_model(job) else ("npu", "cpu"):
             config = profile.training_config(job, device)
             check_keys(config)
             texts[f"mindformers_{device}.yaml"] = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

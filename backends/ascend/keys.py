@@ -34,7 +34,10 @@ REGISTERED = {
 }
 # What the recipe decides: laid over here, MindFormers would ignore it or train another job.
 OWNED = {
-    "use_parallel": "none yet: one device only",
+    "use_parallel": "backend.ascend.model_parallel or pipeline_stage",
+    "parallel_config.data_parallel": "backend.ascend.data_parallel",
+    "parallel_config.model_parallel": "backend.ascend.model_parallel",
+    "parallel_config.pipeline_stage": "backend.ascend.pipeline_stage",
     "runner_config.batch_size": "train.per_device_train_batch_size",
     "runner_config.epochs": "train.num_train_epochs",
     "runner_config.gradient_accumulation_steps": "train.gradient_accumulation_steps",

@@ -10,6 +10,7 @@ from copy import deepcopy
 from typing import Any
 
 from twintune.backends import Choice
+from twintune.backends.ascend.parallel import on_many_devices
 from twintune.backends.job import Lora, Optimizer, OptimizerName, PrefixTuning, Schedule, TrainJob
 from twintune.converters.names import biased_modules
 from twintune.converters.nf4 import BLOCK_SIZE
@@ -84,7 +85,6 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
         "runner_wrapper": {
             "type": "TwintuneTrainOneStepCell",
             "accumulation": job.order.shape[1],
-            **({"world_size": job.rank.world_size} if job.rank.world_size > 1 else {}),
             "scale_sense": 1.0,  # gradients of a sum over tokens need no scale, even in float16
             "use_clip_grad": True,
             "max_grad_norm": job.optimizer.max_grad_norm,
@@ -115,7 +115,7 @@ def training_config(job: TrainJob, device: str) -> dict[str, Any]:
     put_on_adapter_section(config["model"], job.adapter, job.dtype)
     if job.packed and packed_borders(job, device).value == CONVERSATION_ENDS:
         config["model"]["model_config"]["use_eod_attn_mask_compression"] = True
-    return laid_over(config, job.overrides)
+    return laid_over(on_many_devices(config, job), job.overrides)
 
 
 def _require_float32(job: TrainJob) -> None:

@@ -17,6 +17,7 @@ from twintune.backends.ascend.data import TokenNumbers, ordered_dataset
 from twintune.backends.ascend.dropout import has_dropout, put_on_dropout
 from twintune.backends.ascend.evaluation import Evaluator
 from twintune.backends.ascend.keys import check_keys, check_overrides
+from twintune.backends.ascend.parallel import require_whole_models
 from twintune.backends.ascend.parameters import adapter_tensors, names_of_trained, parameters_by_name, put_on_adapter
 from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
 from twintune.backends.ascend.ranks import first_of_machine
@@ -35,6 +36,7 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     Raises:
         UserError: if a weight did not arrive in the network, or a step is not finite.
     """
+    require_whole_models(job)
     watcher.status("converting the base weights (once for each model)")
     with first_of_machine(job.rank):
         base = base_checkpoint(job.model, read_model_config(job.model), job.dtype, job.quantization)
