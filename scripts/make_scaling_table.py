@@ -59,7 +59,7 @@ class Machine:
     Attributes:
         name: as twintune.hardware knows it.
         memory: bytes.
-        loss_chunk: of the backend that drives it; None: it computes the logits of all positions.
+        loss_chunk: of the backend that drives it; None: it takes all trained positions at once.
         inside, between: bytes a second that a device gets from the 7 others of its machine, and from other machines.
     """
 
@@ -126,17 +126,13 @@ def training(config: Mapping[str, Any], machine: Machine, split: Split, *, recom
     )
 
 
-def _logits(machine: Machine) -> int:
-    return LENGTH if machine.loss_chunk is None else TRAINED
-
-
 def _room(machine: Machine) -> float:
     return USABLE * machine.memory - LIBRARIES
 
 
 def _fitting(config: Mapping[str, Any], machine: Machine, split: Split, *, recomputed: bool = True) -> int:
     setting = training(config, machine, split, recomputed=recomputed)
-    return largest_micro_batch(setting, LENGTH, _logits(machine), _room(machine))
+    return largest_micro_batch(setting, LENGTH, TRAINED, _room(machine))
 
 
 def _models() -> str:
@@ -168,7 +164,7 @@ def _memory(machine: Machine) -> str:
     for name, config in MODELS.items():
         cells = []
         for split in SPLITS:
-            batch = MicroBatch(1, LENGTH, _logits(machine))
+            batch = MicroBatch(1, LENGTH, TRAINED)
             total = estimate_memory(training(config, machine, split), batch).total
             cells.append(f"{total / GIB:.1f}{'' if total <= _room(machine) else ' (too much)'}")
         rows.append((name, *cells))

@@ -12,7 +12,7 @@ from twintune.converters.rows import Row
 from twintune.dropout import channel_numbers, first_kept, token_numbers
 
 
-class FormulaDropout(torch.nn.Module):
+class FormulaDropout(torch.nn.Module):  # type: ignore[misc]  # torch is not read by mypy here
     """Drop by the product of a token's and a channel's number.
 
     Args:

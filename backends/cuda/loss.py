@@ -41,11 +41,15 @@ def token_losses(model: Any, input_ids: Any, labels: Any, attention: Mapping[str
 
     The head is applied to the trained positions only, some at a time (see chunked_losses), so that neither a
     [rows, length, vocabulary] nor a [trained tokens, vocabulary] tensor exists.
-    There is no padding mask: pads stand at the end, where causal attention never looks from a trained token,
-    and without a mask torch takes its causal kernel. `attention` holds the borders of packed conversations.
+    No padding is hidden: pads stand at the end, where causal attention never looks from a trained token. `attention`
+    holds the borders of packed conversations.
     """
     causal = model.get_base_model()
     arguments = {"input_ids": input_ids, "use_cache": False, **attention, **prefix_arguments(model, len(input_ids))}
+    if len(arguments) == 2:
+        # Nothing hidden, said in so many words: without it transformers 4.57 takes plain rows for packed ones, and
+        # gives every layer a mask of [rows, 1, length, length] in place of torch's causal kernel.
+        arguments["attention_mask"] = torch.ones_like(input_ids)
     hidden = causal.get_decoder()(**arguments).last_hidden_state  # [rows, length, hidden]
     targets = labels[:, 1:]
     trained = targets != IGNORED

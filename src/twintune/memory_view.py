@@ -61,9 +61,7 @@ def _micro_batch(run: "Run") -> MicroBatch:
 
 
 def _logits(run: "Run") -> int:
-    """Positions of a row whose logits are computed: all on MindFormers, the trained ones on PyTorch."""
-    if run.backend.value == "ascend":
-        return run.job.row_length
+    """Positions of a row whose logits are computed: the trained ones."""
     conversations = read_conversations(run.prepared.folder / CONVERSATIONS)
     return int(np.bincount(conversations["row"], conversations["trained_tokens"]).max())
 

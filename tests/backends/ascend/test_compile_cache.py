@@ -76,9 +76,9 @@ def test_shapes_and_switches_are_in_the_key(job: TrainJob, monkeypatch: pytest.M
 
 def test_places_and_what_is_done_between_steps_are_not(job: TrainJob, tmp_path: Path) -> None:
     """So that a run that goes on from a checkpoint has the graph of its beginning."""
-    moved = {name: tmp_path / name for name in ("rows", "initial_adapter", "output_dir", "resume_from")}
-    later = replace(job, **moved, steps_done=5, checkpoint_steps=(4, 8), snapshot_steps=(2,), order=job.order[::-1])
-    assert key(later) == key(job)
+    moved = replace(job, rows=tmp_path / "rows", initial_adapter=tmp_path / "initial", output_dir=tmp_path / "out")
+    resumed = replace(moved, resume_from=tmp_path / "checkpoint-5", steps_done=5, order=job.order[::-1])
+    assert key(replace(resumed, checkpoint_steps=(4, 8), snapshot_steps=(2,))) == key(job)
 
 
 def run(folder: Path, cache: Path, seed: int, times: int) -> dict[str, list[Any]]:
