@@ -131,6 +131,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[list[Contender
         "dtype": arguments.dtype,
         "lora_dropout": arguments.lora_dropout,
         "packed": False,
+        "gradient_checkpointing": False,
         "padded_to_length": False,
     }
     adapter = Lora(8, 16, arguments.lora_dropout, LINEAR_LAYERS)
@@ -143,6 +144,11 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[list[Contender
     contenders = [
         Contender("twintune, packed", ours, packed | {"folder": str(folder / "packed")}),
         Contender("twintune, padded to the longest", ours, job | {"folder": str(folder / "padded")}),
+        Contender(
+            "twintune, packed, train.gradient_checkpointing",
+            ours,
+            packed | {"folder": str(folder / "packed"), "gradient_checkpointing": True},
+        ),
     ]
     for python in arguments.peer_python:
         versions = environment(python)

@@ -55,6 +55,7 @@ def make_job(job: dict[str, Any]) -> TrainJob:
         seed=0,
         overrides={},
         packed=job["packed"],
+        gradient_checkpointing=job["gradient_checkpointing"],
     )
 
 
