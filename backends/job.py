@@ -161,7 +161,7 @@ class TrainJob:
     Attributes:
         model: Hugging Face folder with config.json and safetensors.
         rows: prepared folder with rows.arrow and/or rows.mindrecord.
-        order: row numbers in the order of training, of all ranks, int64 [max_steps, accumulation, data_parallel * batch].
+        order: row numbers in the order of training, for all ranks, int64 [max_steps, accumulation, all their rows].
         row_length: tokens of the longest row; a fixed-shape backend pads to it (or a little above).
         initial_adapter: PEFT folder; both backends start from these very numbers.
         output_dir: where the backend writes `adapter/` and what its framework leaves.
@@ -179,6 +179,7 @@ class TrainJob:
         resume_from: the checkpoint to go on from; None begins with the initial adapter.
         steps_done: optimizer steps that `resume_from` has behind it.
         parallel: what the devices share besides rows.
+        use_liger_kernel: whether norms and gated networks are Liger's (cuda, on a GPU).
         rank: of this process; `output_dir` is the run folder for rank 0, a temporary one for the others.
     """
 
@@ -208,6 +209,7 @@ class TrainJob:
     steps_done: int = 0
     rank: Rank = Rank()
     parallel: Parallel = Parallel()
+    use_liger_kernel: bool = False
 
     @property
     def data_parallel(self) -> int:
@@ -222,7 +224,8 @@ class TrainJob:
     @property
     def own_order(self) -> NDArray[np.int64]:
         """The rows that this rank trains on, int64 [max_steps, accumulation, batch]."""
-        return self.order[self._own]
+        order: NDArray[np.int64] = self.order[self._own]
+        return order
 
     @property
     def _own(self) -> tuple[Any, ...]:
@@ -232,7 +235,8 @@ class TrainJob:
     @property
     def own_places(self) -> NDArray[np.int64]:
         """Where these rows stand in the whole run, from 0, int64 [max_steps, accumulation, batch]."""
-        return np.arange(self.order.size).reshape(self.order.shape)[self._own]
+        places: NDArray[np.int64] = np.arange(self.order.size).reshape(self.order.shape)[self._own]
+        return places
 
     @property
     def lora(self) -> Lora:

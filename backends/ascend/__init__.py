@@ -88,7 +88,8 @@ class AscendBackend:
 
     def join(self, rank: Rank) -> Group:
         """See ranks.MindSporeGroup."""
-        runtime.import_quietly()
+        if rank.world_size > 1:  # msrun's scheduler needs no MindFormers
+            runtime.import_quietly()
         from twintune.backends.ascend.ranks import join
 
         return join(rank)

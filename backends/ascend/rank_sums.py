@@ -25,7 +25,7 @@ class RankSums(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         if not self.several:
             return tensors
         line = self.all_reduce(ops.concat([ops.cast(tensor, ms.float32).reshape((-1,)) for tensor in tensors]))
-        sums = ()
+        sums: tuple[ms.Tensor, ...] = ()
         start = 0
         for tensor in tensors:
             end = start + tensor.size

@@ -41,8 +41,8 @@ class MindSporeGroup:
         if rank.world_size == 1:  # the scheduler, when all workers have ended
             return
         if rank.number:
-            address, port, key = _exchange_start(rank, None)
-            self.first: Connection = Client((address, port), authkey=bytes.fromhex(key))
+            address, port, secret = _exchange_start(rank, None)
+            self.first: Connection = Client((address, port), authkey=bytes.fromhex(secret))
             self.first.send_bytes(str(rank.number).encode())
             return
         key = secrets.token_bytes(16)
