@@ -15,6 +15,7 @@ from twintune.backends.cuda.checkpoint import resume, save
 from twintune.backends.cuda.device import choose_device, choose_dtype
 from twintune.backends.cuda.dropout import number_tokens
 from twintune.backends.cuda.evaluation import evaluate
+from twintune.backends.cuda.liger import put_on_liger
 from twintune.backends.cuda.loss import require_plain_head, token_losses, trained_tokens
 from twintune.backends.cuda.model import (
     adapter_parameters,
@@ -81,6 +82,8 @@ def load_for_training(job: TrainJob, sums: Sums | None = None) -> Any:
     _, tensors = read_any_adapter(job.initial_adapter, to_train=True)
     sharded = sums is not None and job.parallel.sharded
     base = load_base(job.model, "cpu" if sharded else job.device, job.dtype, job.quantization)
+    if job.use_liger_kernel:
+        put_on_liger(base)
     if job.gradient_checkpointing:
         recompute_activations(base)
     model = put_on_any_adapter(base, job.adapter, tensors, job.initial_adapter)

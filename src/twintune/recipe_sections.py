@@ -229,10 +229,19 @@ def _known_parallel(given: Any) -> Any:
     return given
 
 
+def _not_compiled(asked: bool) -> bool:
+    """Measured on 2 CPU cores with 6 layers and ragged rows (docs/benchmarks.md); no GPU was at hand."""
+    if asked:
+        raise ValueError("should be false (compiling took 38 s of CPU to save 0.1 s of a step; never tried on a GPU)")
+    return asked
+
+
 class CudaSection(Section):
-    """How several GPUs share a run."""
+    """How several GPUs share a run, and whose kernels they run."""
 
     parallel: Annotated[Literal["ddp", "fsdp"], BeforeValidator(_known_parallel)] = "ddp"  # fsdp shards the frozen base
+    use_liger_kernel: bool = False  # norms and gated networks by Liger's kernels; no GPU of ours has run them yet
+    torch_compile: Annotated[bool, AfterValidator(_not_compiled)] = False
 
 
 class AscendSection(Section):

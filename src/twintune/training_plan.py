@@ -9,6 +9,7 @@ from twintune.backends import Backend, Choice, choose_backend, load_backend
 from twintune.backends.job import Lora, Optimizer, PrefixTuning, Quantization, Rank, TrainJob
 from twintune.conversation_facts import read_row_lengths
 from twintune.errors import UserError
+from twintune.liger import choose_liger
 from twintune.models import read_model_config, resolve_model
 from twintune.parallel_plan import choose_parallel
 from twintune.prepare import find_or_prepare
@@ -86,7 +87,8 @@ def decide(recipe: Recipe, output_dir: Path, rank: Rank | None = None) -> Run:
     train = on_one_device(recipe.train, rank.world_size // (parallel.model_parallel * parallel.pipeline_stage))
     _check_evaluation(recipe, train, prepared)
     job = _job(recipe, train, model, adapter, prepared, output_dir, device.value, dtype.value)
-    job = replace(job, rank=rank, parallel=parallel)
+    liger = choose_liger(recipe, backend.value, device.value, config)
+    job = replace(job, rank=rank, parallel=parallel, use_liger_kernel=liger)
     check_room(job, config)
     return Run(recipe, config, prepared, backend, device, dtype, optimizer, job)
 
