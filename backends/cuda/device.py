@@ -59,9 +59,9 @@ def choose_dtype(asked: str, device: str) -> Choice:
             "use backend.dtype=float32"
         )
     if asked == "auto" and device == "cuda" and has_bfloat16:
-        return Choice("bfloat16", "the GPU has it; adapter, gradients and optimizer are float32")
+        return Choice("bfloat16", "the GPU has it; adapter, gradients and optimizer are float32, TF32 is off")
     if asked == "bfloat16":
-        return Choice("bfloat16", "as asked; adapter, gradients and optimizer are float32")
+        return Choice("bfloat16", "as asked; adapter, gradients and optimizer are float32, TF32 is off")
     reason = "as asked" if asked == "float32" else f"{device} without fast bfloat16"
     return Choice("float32", f"{reason}; TF32 is off, so that backends can be compared")
 
