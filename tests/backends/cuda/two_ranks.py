@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import peft  # noqa: F401  before the forks
+import pytest
 import transformers  # noqa: F401
 
 import twintune.backends.cuda.ranks as cuda_ranks
-import twintune.backends.cuda.train as cuda_train
 from tests.jobs import Recorder
+from twintune.backends.cuda.sharding import shard_base
+from twintune.backends.cuda.train import train
 from twintune.backends.job import Rank, Step, TrainJob
 from twintune.errors import UserError
 
@@ -48,7 +50,6 @@ def run_rank(name: str, job: TrainJob, number: int) -> None:
         cuda_ranks.ARRIVAL = timedelta(seconds=2)
     own = replace(job, rank=Rank(number, 2, number), output_dir=job.output_dir.with_name(f"{name}-{number}"))
     told: dict[str, Any] = {}
-    shard_base = cuda_train.shard_base
 
     def shard_and_count(*arguments: Any) -> Any:
         model = shard_base(*arguments)
@@ -56,11 +57,12 @@ def run_rank(name: str, job: TrainJob, number: int) -> None:
         told["share"] = weight.to_local().numel() / weight.numel()
         return model
 
-    cuda_train.shard_base = shard_and_count
-    try:
-        cuda_train.train(own, watcher)
-    except UserError as error:
-        told["error"] = list(error.messages)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("twintune.backends.cuda.train.shard_base", shard_and_count)
+        try:
+            train(own, watcher)
+        except UserError as error:
+            told["error"] = list(error.messages)
     told["steps"] = [asdict(step) for step in watcher.steps]
     told["evaluations"] = [asdict(evaluation) for evaluation in watcher.evaluations]
     job.output_dir.with_name(f"{name}-{number}.json").write_text(json.dumps(told))
