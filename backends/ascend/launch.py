@@ -84,6 +84,7 @@ def _end(logs: Path) -> None:
         raise UserError(f"{logs}: msrun must run to its end, got an error of its own; see msrun.log there")
     process, code = int(failed[1]), int(failed[2])
     if code == 2:
+        shutil.rmtree(logs)
         sys.exit(code)
     rank = _rank_of(process, logs)
     ended = f"signal {-code}" if code < 0 else f"exit code {code}"
