@@ -2,18 +2,26 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.fake_backend import FakeBackend
+from tests.smallest_recipe import write_smallest_recipe
 from twintune.backends import Machines
-from twintune.backends.job import Rank
+from twintune.backends.job import Lora, Optimizer, Parallel, Rank, Schedule, TrainJob
 from twintune.errors import UserError
 from twintune.launch import choose_machines, launch
+from twintune.parallel_plan import choose_parallel
 from twintune.ranks import find_launched, first_machine, set_meeting_place
+from twintune.recipe import Recipe, load_recipe
+from twintune.schedule import row_order
 from twintune.together import Together
+from twintune.training_plan import on_one_device
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"}
 SLURM = {
@@ -201,3 +209,72 @@ def test_the_first_rank_of_a_machine_goes_before_its_others() -> None:
 def test_one_process_raises_as_ever() -> None:
     with pytest.raises(UserError, match="alone"), Together(Rank(), None).one_voice():
         raise UserError("alone")
+
+
+def recipe_on(folder: Path, *overrides: str) -> Recipe:
+    return load_recipe(write_smallest_recipe(folder, weights=False), overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "backend", "message"),
+    [
+        (["backend.ascend.model_parallel=3"], "ascend", "must be the number of ranks, got 2 x 3 x 1 for 8"),
+        (["backend.ascend.data_parallel=2"], "ascend", "must be the number of ranks, got 2 x 1 x 1 for 8"),
+        (["backend.cuda.parallel=fsdp", "model.load_in_4bit=true"], "cuda", "must be ddp with model.load_in_4bit"),
+    ],
+)
+def test_devices_that_cannot_share_are_refused(
+    tmp_path: Path, overrides: list[str], backend: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        choose_parallel(recipe_on(tmp_path, *overrides), backend, 8)
+
+
+def test_each_backend_has_its_own_keys(tmp_path: Path) -> None:
+    recipe = recipe_on(tmp_path, "backend.cuda.parallel=fsdp", "backend.ascend.model_parallel=4")
+    assert choose_parallel(recipe, "cuda", 8) == Parallel(sharded=True)
+    assert choose_parallel(recipe, "ascend", 8) == Parallel(model_parallel=4)
+    assert choose_parallel(recipe, "cuda", 1) == Parallel(), "one device has nothing to share"
+
+
+def test_deepspeed_is_refused_with_what_does_the_same(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be ddp or fsdp, which shards the frozen base as DeepSpeed's ZeRO 3 does"):
+        recipe_on(tmp_path, "backend.cuda.parallel=zero3")
+
+
+@pytest.mark.parametrize(("accumulation", "batch", "devices"), [(1, 4, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)])
+def test_a_step_has_the_same_rows_however_they_are_dealt(
+    tmp_path: Path, accumulation: int, batch: int, devices: int
+) -> None:
+    keys = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": batch}
+    recipe = recipe_on(tmp_path, *(f"train.{name}={value}" for name, value in keys.items()))
+    order = row_order(12, on_one_device(recipe.train, devices))
+    job = make_order_job(order, devices)
+    places = np.stack([replace(job, rank=Rank(number, devices)).own_places for number in range(devices)])
+    assert sorted(places.ravel().tolist()) == list(range(order.size)), "every row is some rank's, once"
+    rows = np.stack([replace(job, rank=Rank(number, devices)).own_order for number in range(devices)])
+    assert np.array_equal(rows, order.ravel()[places])
+    expected = row_order(12, recipe.train.model_copy(update=dict(zip(keys, (1, 4), strict=True))))
+    assert np.array_equal(order.reshape(len(order), 4), expected.reshape(len(order), 4))
+
+
+def make_order_job(order: NDArray[np.int64], devices: int) -> TrainJob:
+    """A job of which nothing but the order is looked at."""
+    nowhere = Path("nowhere")
+    return TrainJob(
+        model=nowhere,
+        rows=nowhere,
+        order=order,
+        row_length=1,
+        pad_token_id=0,
+        initial_adapter=nowhere,
+        output_dir=nowhere,
+        adapter=Lora(1, 1, 0.0, ()),
+        optimizer=Optimizer(1e-3, 0.0, 0.9, 0.999, 1e-8, 1.0),
+        schedule=Schedule("constant", 0, len(order)),
+        device="cpu",
+        dtype="float32",
+        seed=0,
+        overrides={},
+        rank=Rank(0, devices),
+    )

@@ -54,7 +54,7 @@ def test_the_target_modules_are_the_linear_layers() -> None:
         ("train.template=x", "did you mean data.template?"),
         ("train.lora_alpha=1", "did you mean lora.lora_alpha?"),
         ("generate.max_steps=3", "did you mean train.max_steps?"),
-        ("backend.ascend.xyzzy=1", "the keys here are overrides"),
+        ("backend.ascend.xyzzy=1", "the keys here are data_parallel, model_parallel, pipeline_stage, overrides"),
         ("trian.max_steps=1", "did you mean train?"),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_key_that_nothing_reads_is_refused(tmp_path: Path, key: str, meant: st
     [
         ({"runner_config": {"gradient_accumulation_steps": 4}}, "train.gradient_accumulation_steps"),
         ({"model": {"model_config": {"pad_token_id": 2}}}, "model.pad_token"),
-        ({"use_parallel": True}, "one device only"),
+        ({"use_parallel": True}, "backend.ascend.model_parallel or pipeline_stage"),
     ],
 )
 def test_what_the_recipe_decides_is_not_overridden(tmp_path: Path, overrides: Any, instead: str) -> None:
