@@ -108,10 +108,9 @@ def scaling_of_one(module: Any) -> None:
     module.scaling["default"] = 1.0
 
 
-def dropout(module: Any) -> None:
-    import torch
-
-    module.lora_dropout["default"] = torch.nn.Dropout(0.1)
+def dropout_of_torch(patch: Patch) -> None:
+    """PEFT's own dropout stays, which draws from torch's generator."""
+    patch.setattr(cuda("model"), "put_on_dropout", lambda _model, _lora: None)
 
 
 def swapped_a_and_b(patch: Patch) -> None:

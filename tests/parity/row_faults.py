@@ -1,5 +1,6 @@
 """Faults of the rows that one backend reads: their manifest knows nothing of them."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ def in_rows(change: Callable[[list[Row]], list[Row]]) -> Callable[[Patch], None]
             prepared: Prepared = find(recipe)
             rows = list(arrow.read_rows(prepared.folder / ARROW))
             folder = prepared.folder.parent / f"changed-{change.__name__}"
-            folder.mkdir(exist_ok=True)
+            shutil.copytree(prepared.folder, folder, dirs_exist_ok=True)
             arrow.write_rows(change(rows), folder / ARROW)
             return replace(prepared, folder=folder)
 

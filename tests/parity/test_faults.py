@@ -80,7 +80,7 @@ FAULTS = {
     "labels shifted in the loss": Fault(
         training_faults.in_loss_rows(training_faults.shifted_once_more), 6, r"row \d+", "off by one"
     ),
-    "dropout on": Fault(network_faults.in_adapter(network_faults.dropout), 6, r"row \d+", "dropout is on"),
+    "dropout of torch": Fault(network_faults.dropout_of_torch, 6, r"row \d+", "dropout is on .* or drawn in another"),
     "mean of micro-batch means": Fault(
         training_faults.weighted_means(training_faults.mean_of_micro_batches), 7, "lora", "micro-batches"
     ),

@@ -1,6 +1,6 @@
 """Faults of the training step: labels in the loss, optimizer, schedule, clipping, normaliser."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -107,17 +107,23 @@ def weighted_means(weight: Callable[[list[Row], int, int], float]) -> Callable[[
 
         backward = train.backward
 
-        def changed(job: TrainJob, model: Any, batches: list[list[Row]], tokens: int) -> Any:
+        def changed(job: TrainJob, model: Any, batches: list[Any], tokens: int, places: NDArray[np.int64]) -> Any:
             import torch
 
-            parts = split(batches)
+            parts = list(split(job, batches, places))
             losses = [
-                backward(job, model, [part], round(weight(part, len(parts), tokens))).reshape(-1) for part in parts
+                backward(job, model, [part], round(weight(part.rows, len(parts), tokens)), place).reshape(-1)
+                for part, place in parts
             ]
-            return torch.cat(losses).reshape(len(batches), -1)
+            return torch.cat(losses).reshape(places.shape)
 
-        def split(batches: list[list[Row]]) -> list[list[Row]]:
-            return [[row] for batch in batches for row in batch] if weight is mean_of_ranks else batches
+        def split(job: TrainJob, batches: list[Any], places: NDArray[np.int64]) -> Iterator[tuple[Any, Any]]:
+            if weight is not mean_of_ranks:
+                yield from zip(batches, places[:, None], strict=True)
+                return
+            rows = cuda("rows")
+            for row, place in zip([row for batch in batches for row in batch.rows], places.ravel(), strict=True):
+                yield rows.MicroBatch([row], rows.model_inputs(job, [row])), np.array([[place]])
 
         for module in (train, probe):
             patch.setattr(module, "backward", changed)

@@ -80,8 +80,9 @@ def _row_cause(one: NDArray[np.float64], other: NDArray[np.float64]) -> str:
     if (np.abs(difference) > FAR * np.minimum(np.abs(one), np.abs(other))).any():
         return "logits agree, and one side's loss is far off: its labels do not belong to their positions (off by one)"
     return (
-        "logits agree in evaluation, losses do not in training: dropout is on for one side, labels are shifted "
-        "(off by one) inside it, or its training path (attention of packed rows, padding) computes something else"
+        "logits agree in evaluation, losses do not in training: dropout is on for one side or drawn in another way, "
+        "labels are shifted (off by one) inside it, or its training path (attention of packed rows, padding) computes "
+        "something else"
     )
 
 
