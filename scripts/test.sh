@@ -37,7 +37,7 @@ failed=()
 bash scripts/check.sh .venv-test-both/bin/python || failed+=(check)
 
 # What compares backends takes as long as all the rest: without arguments the two run in a process each.
-compares=(tests/backends tests/parity tests/test_readme.py)
+compares=(tests/backends/ascend tests/backends/test_*.py tests/parity)
 runs=(both cuda)
 declare -A environments=([both]=both [cuda]=cuda [both-compares]=both [both-rest]=both)
 declare -A arguments=()

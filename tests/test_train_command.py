@@ -17,7 +17,10 @@ from twintune.resuming import go_on
 from twintune.training import run_training
 from twintune.training_plan import decide
 
-pytestmark = pytest.mark.skipif(bool(missing_packages("cuda")), reason="trains with torch")
+pytestmark = [
+    pytest.mark.cuda_alone,
+    pytest.mark.skipif(bool(missing_packages("cuda")), reason="trains with torch"),
+]
 
 SETTINGS = ["train.max_steps=40", "train.save_steps=2", "lora.lora_dropout=0.1", "backend.name=cuda"]
 ON_TWO = ["train.per_device_train_batch_size=1", "--nproc", "2"]
@@ -35,11 +38,13 @@ def command(*arguments: str) -> list[str]:
 def kill_rank_1(folder: Path, run: "subprocess.Popen[str]") -> str:
     """Kill rank 1 once a checkpoint is there; what the run printed on its standard error."""
     assert run.stdout is not None
-    process = 0
-    for line in run.stdout:
-        if found := re.match(r"rank: +1 of 2 in process (\d+), started by torchrun", line):
-            process = int(found[1])
-            break
+    line = "a line"
+    found = None
+    while line and not found:
+        line = run.stdout.readline()
+        found = re.match(r"rank: +1 of 2 in process (\d+), started by torchrun", line)
+    assert found, run.communicate(timeout=60)
+    process = int(found[1])
     while not (folder / "checkpoint-2" / "adapter_model.safetensors").exists() and run.poll() is None:
         time.sleep(0.05)
     os.kill(process, signal.SIGKILL)

@@ -12,6 +12,7 @@ import pytest
 from twintune.memory import LOSS_CHUNK
 
 pytest.importorskip("torch", reason="trains on cuda")
+pytestmark = pytest.mark.cuda_alone
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "measure_memory.py"
 SMALL = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "vocab_size": 1024}

@@ -20,6 +20,7 @@ from twintune.backends.cuda.train import train
 
 ROOT = Path(__file__).parents[3]
 LORA = Lora(4, 8, 0.1, ("q_proj", "v_proj", "up_proj"))
+pytestmark = pytest.mark.cuda_alone
 TOLERANCE = 1e-5  # float32: sums in another order
 
 
