@@ -17,7 +17,6 @@ class TokenLosses(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
     def __init__(self) -> None:
         super().__init__()
         self.largest = ops.ArgMaxWithValue(axis=-1, keep_dims=True)
-        self.softmax = ops.Softmax(axis=-1)
         self.at = ops.GatherD()
 
     def construct(self, logits: ms.Tensor, labels: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
@@ -37,7 +36,10 @@ class TokenLosses(nn.Cell):  # type: ignore[misc]  # mindspore ships no types
         self, logits: ms.Tensor, labels: ms.Tensor, out: tuple[ms.Tensor, ...], dout: tuple[ms.Tensor, ...]
     ) -> tuple[ms.Tensor, ms.Tensor]:
         """The softmax, less 1 at the label."""
-        change = self.softmax(logits) * ops.expand_dims(dout[0], 1)
+        _, largest = self.largest(logits)
+        shares = ops.exp(ops.cast(logits - largest, ms.float64))  # MindSpore's own softmax leans as its Exp does
+        shares = ops.cast(shares / ops.expand_dims(ops.reduce_sum(shares, -1), 1), ms.float32)
+        change = shares * ops.expand_dims(dout[0], 1)
         places = ops.stack((ops.arange(0, labels.shape[0]).astype(ms.int32), ops.maximum(labels, 0)), 1)
         return ops.tensor_scatter_sub(change, places, dout[0]), ops.zeros_like(labels)
 
