@@ -8,7 +8,7 @@ from mindspore import nn
 from numpy.typing import NDArray
 
 from twintune.backends.ascend.cached_decode import OneToken, Prompt, parts_of
-from twintune.errors import UserError
+from twintune.backends.room import require_room
 
 SHORTEST = 64  # tokens; the least length that is compiled
 
@@ -51,11 +51,7 @@ class CachedBatch:
             UserError: if the longest prompt and its new tokens go beyond the model's positions.
         """
         longest = max(map(len, prompts))
-        if longest + max_new_tokens > self._positions:
-            raise UserError(
-                f"generate.max_new_tokens and the prompt must fit the model's {self._positions} positions, "
-                f"got {longest} prompt tokens and {max_new_tokens} new ones; shorten one of them"
-            )
+        require_room(longest, max_new_tokens, self._positions)
         self._max_new_tokens = max_new_tokens
         self._shape = self._fitting(longest + max_new_tokens, len(prompts))
         self._compiled[self._shape].clear()

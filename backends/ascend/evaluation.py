@@ -9,7 +9,7 @@ from mindspore import nn
 from twintune.backends.ascend.data import evaluation_batches
 from twintune.backends.ascend.dropout import FormulaDropout
 from twintune.backends.ascend.profile import compiled_length, packed_borders
-from twintune.backends.ascend.ranks import sum_over_ranks
+from twintune.backends.ascend.ranks import together
 from twintune.backends.ascend.trained_positions import TrainedHead, TrainedLoss
 from twintune.backends.job import Evaluation, TrainJob
 
@@ -61,7 +61,7 @@ class Evaluator:
         sums = [[value.asnumpy().item() for value in self._loss(*map(ms.Tensor, rows))] for rows in batches]
         self._set_training(True)
         own = np.reshape(sums, (-1, 2)).sum(axis=0)  # a rank may have no row
-        loss, tokens = sum_over_ranks(own, job.rank)
+        loss, tokens = np.sum([said["sums"] for said in together(job.rank).exchange({"sums": own.tolist()})], axis=0)
         return Evaluation(step, loss / tokens, int(tokens), time.perf_counter() - began)
 
     def _set_training(self, training: bool) -> None:

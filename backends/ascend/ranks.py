@@ -4,7 +4,6 @@ MindSpore's collectives on a CPU give up after 30 s (measured, 2.9.0), and one r
 go through sockets of the standard library, whose port the ranks learn by a collective at the start.
 """
 
-import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -14,14 +13,13 @@ from multiprocessing.connection import Client, Connection, Listener
 from socket import gethostname
 
 import mindspore as ms
-import numpy as np
 from mindspore.communication import init
 from mindspore.mint.distributed import all_gather_object
-from numpy.typing import NDArray
 
 from twintune.backends import has_npu
 from twintune.backends.job import Rank
 from twintune.errors import UserError
+from twintune.together import Together
 
 
 class MindSporeGroup:
@@ -108,20 +106,6 @@ def join(rank: Rank) -> MindSporeGroup:
     return MindSporeGroup(rank)
 
 
-def sum_over_ranks(values: NDArray[np.float64], rank: Rank) -> NDArray[np.float64]:
-    """The sum over all ranks of a few numbers, outside any graph."""
-    if rank.world_size == 1:
-        return values
-    said = join(rank).exchange(json.dumps(values.tolist()))
-    total: NDArray[np.float64] = np.sum([json.loads(text) for text in said], axis=0)
-    return total
-
-
-@contextmanager
-def first_of_machine(rank: Rank) -> Iterator[None]:
-    """Let the first rank of each machine do the block before its others: what it makes, they find."""
-    if rank.local:
-        join(rank).exchange("")
-    yield
-    if rank.world_size > 1 and not rank.local:
-        join(rank).exchange("")
+def together(rank: Rank) -> Together:
+    """What this process agrees on with the others; a single one joins no cluster."""
+    return Together(rank, join(rank) if rank.world_size > 1 else None)

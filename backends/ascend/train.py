@@ -20,7 +20,7 @@ from twintune.backends.ascend.keys import check_keys, check_overrides
 from twintune.backends.ascend.parallel import require_whole_models
 from twintune.backends.ascend.parameters import adapter_tensors, names_of_trained, parameters_by_name, put_on_adapter
 from twintune.backends.ascend.profile import compiled_length, packed_borders, training_config
-from twintune.backends.ascend.ranks import first_of_machine
+from twintune.backends.ascend.ranks import together
 from twintune.backends.ascend.runtime import start
 from twintune.backends.ascend.trained_positions import most_trained, put_on_trained_positions
 from twintune.backends.job import PrefixTuning, Step, TrainJob, Watcher
@@ -38,7 +38,7 @@ def train(job: TrainJob, watcher: Watcher) -> None:
     """
     require_whole_models(job)
     watcher.status("converting the base weights (once for each model)")
-    with first_of_machine(job.rank):
+    with together(job.rank).one_machine_first():
         base = base_checkpoint(job.model, read_model_config(job.model), job.dtype, job.quantization)
     config_file = job.output_dir / "mindformers.yaml"
     check_overrides(job.overrides)

@@ -22,8 +22,8 @@ from twintune.backends.cuda.device import choose_device, choose_dtype
 from twintune.backends.cuda.model import autocast, load_base, to_numpy
 from twintune.backends.cuda.prefix import prefix_arguments, put_on_any_adapter, virtual_tokens
 from twintune.backends.job import Quantization
+from twintune.backends.room import require_room
 from twintune.converters.adapter import read_any_adapter
-from twintune.errors import UserError
 
 
 def load_language_model(
@@ -80,7 +80,8 @@ class CudaLanguageModel:
             UserError: if the longest prompt and its new tokens go beyond the model's positions.
         """
         self._longest = max(map(len, prompts))
-        self._require_room(self._longest, max_new_tokens)
+        positions = self._model.config.max_position_embeddings - self._virtual_tokens
+        require_room(self._longest, max_new_tokens, positions)
         self._cache = Cache(len(prompts), self._virtual_tokens + self._longest + max_new_tokens)
         self._lengths = np.zeros(len(prompts), np.int64)
         return self.replace(range(len(prompts)), prompts)
@@ -128,11 +129,3 @@ class CudaLanguageModel:
     def _computing(self) -> Iterator[None]:
         with torch.inference_mode(), autocast(self._device, self._dtype):
             yield
-
-    def _require_room(self, prompt: int, new: int) -> None:
-        positions = self._model.config.max_position_embeddings - self._virtual_tokens
-        if prompt + new > positions:
-            raise UserError(
-                f"generate.max_new_tokens and the prompt must fit the model's {positions} positions, "
-                f"got {prompt} prompt tokens and {new} new ones; shorten one of them"
-            )
