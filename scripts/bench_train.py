@@ -1,11 +1,12 @@
 """Training beside its peers: trained tokens a second and memory of the same rows, model and LoRA.
 
-    python -m scripts.bench_train --peer-python PYTHON [--peer-python PYTHON] [--rounds 3] [--steps 4]
+    python -m scripts.bench_train --peer-python PYTHON --llamafactory-python PYTHON [--rounds 3] [--steps 4]
     python -m scripts.bench_train --device cuda --dtype bfloat16 --shape qwen2-1.5b --length 1024 ...
 
-A PYTHON is the interpreter of an environment with transformers, PEFT and TRL; it may be this one. Beside twintune,
-padded and packed, run the plain script (transformers' Trainer, PEFT, DataCollatorForSeq2Seq) with rows padded to
---length and to the longest of the batch, and TRL's SFTTrainer with packing. Conversations are those of
+The first PYTHON is the interpreter of an environment with transformers, PEFT and TRL, which may be this one, the second
+of one with LLaMA-Factory. Beside twintune, padded and packed, run the plain script (transformers' Trainer, PEFT,
+DataCollatorForSeq2Seq) with rows padded to --length and to the longest of the batch, TRL's SFTTrainer with packing, and
+LLaMA-Factory with its neat packing. Conversations are those of
 bench_packing.py, token ids are made once for all, the weights are random. Every run is a process; runs alternate; the
 first step of each does not count. Packed micro-batches have as many rows as hold the tokens of a padded one. Where
 others share the machine, CPU seconds of the process tell more than the clock. scripts/bench_step_ascend.py has stock
@@ -56,7 +57,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-OURS, PEER = "scripts/bench_train_twintune.py", "scripts/bench_train_peer.py"
+OURS, PEER, LLAMAFACTORY = (("-m", f"scripts.bench_train_{name}") for name in ("twintune", "peer", "llamafactory"))
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--peer-python", action="append", default=[], help="an interpreter that has the peers")
+    parser.add_argument("--llamafactory-python", action="append", default=[], help="an interpreter that has it")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="small")
@@ -140,7 +142,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[list[Contender
     for place, chosen, is_packed in (("padded", rows, False), ("packed", pack_rows(rows, arguments.length), True)):
         (folder / place).mkdir()
         arrow.write_rows(chosen, folder / place / "rows.arrow", packed=is_packed)
-    ours = (sys.executable, OURS)
+    ours = (sys.executable, *OURS)
     contenders = [
         Contender("twintune, packed", ours, packed | {"folder": str(folder / "packed")}),
         Contender("twintune, padded to the longest", ours, job | {"folder": str(folder / "padded")}),
@@ -151,20 +153,22 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[list[Contender
         ),
     ]
     for python in arguments.peer_python:
-        versions = environment(python)
-        trainer, trl = (python, PEER, "trainer"), (python, PEER, "trl")
+        versions = environment(python, "transformers", "peft", "trl")
+        trainer, trl = (python, *PEER, "trainer"), (python, *PEER, "trl")
         contenders += [
             Contender(f"Trainer, padded to the longest ({versions})", trainer, job),
             Contender(f"Trainer, padded to --length ({versions})", trainer, job | {"padded_to_length": True}),
             Contender(f"TRL, packed ({versions})", trl, packed),
         ]
+    for python in arguments.llamafactory_python:
+        versions = environment(python, "llamafactory", "transformers", "peft")
+        contenders.append(Contender(f"LLaMA-Factory, packed ({versions})", (python, *LLAMAFACTORY), packed))
     return contenders, source
 
 
-def environment(python: str) -> str:
-    """The versions of an interpreter's peers."""
+def environment(python: str, *names: str) -> str:
+    """The versions of an interpreter's packages."""
     code = "from importlib.metadata import version; import sys; print(*map(version, sys.argv[1:]))"
-    names = ("transformers", "peft", "trl")
     told = subprocess.run([python, "-c", code, *names], check=True, capture_output=True, text=True).stdout.split()
     return ", ".join(f"{name} {number}" for name, number in zip(names, told, strict=True))
 

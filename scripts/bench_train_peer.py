@@ -1,6 +1,6 @@
 """One run of a peer for scripts/bench_train.py: transformers' Trainer with PEFT, or TRL's SFTTrainer.
 
-    python scripts/bench_train_peer.py trainer|trl JOB.json
+    python -m scripts.bench_train_peer trainer|trl JOB.json
 
 It knows nothing of twintune, so that it runs in the peer's own environment. The rows come in the order of the file, one
 micro-batch a step. Prints one line of JSON: see Timed.

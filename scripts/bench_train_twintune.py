@@ -1,6 +1,6 @@
 """One run of twintune for scripts/bench_train.py.
 
-    python scripts/bench_train_twintune.py JOB.json
+    python -m scripts.bench_train_twintune JOB.json
 
 Trains through the cuda backend as `twintune train` does, and prints what bench_train_peer.py prints.
 """
