@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from twintune.artifacts import RECIPE
@@ -47,7 +48,7 @@ def watch_run(run: "Run", record: RunRecord, others: Sequence[Watcher] = ()) -> 
     folder = job.output_dir
     steps = read_steps(folder / LOG) if job.steps_done else []
     evaluations = read_evaluations(folder / EVALUATIONS) if job.steps_done else []
-    measure = cost_meter(run)
+    measure = lru_cache(maxsize=1)(cost_meter(run))  # the log and the screen ask for the same step
     settings = flat(run.recipe.model_dump(mode="json"))
     tracked = TrackedRun(folder, train.run_name or folder.resolve().name, settings, job.steps_done)
     with ExitStack() as stack:

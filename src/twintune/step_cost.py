@@ -59,8 +59,10 @@ class CostMeter:
     def __call__(self, step: Step) -> StepCost:
         """The cost of a step that has just ended."""
         tokens, pairs = int(self.tokens[step.step - 1]), int(self.pairs[step.step - 1])
-        flops = step_flops(self.config, self.adapter, Work(tokens, pairs, step.tokens))
-        mfu = None if self.peak is None else flops / step.seconds / self.peak
+        mfu = None
+        if self.peak is not None:
+            flops = step_flops(self.config, self.adapter, Work(tokens, pairs, step.tokens))
+            mfu = flops / step.seconds / self.peak
         return StepCost(tokens, step.tokens / step.seconds, mfu, self.peak_memory())
 
 

@@ -70,7 +70,7 @@ def record_texts(run: Run, conversations: Sequence[Conversation], prompts: int, 
     job = run.job
     longest = run.config["max_position_embeddings"] - MAX_NEW_TOKENS
     fitting = [number for number, one in enumerate(conversations) if one.prompt_length <= longest]
-    # The longest first: a fixed-shape network is built once.
+    # In the order in which the generator begins them, which is that in which WatchedModel sees them: longest first.
     chosen = sorted(fitting[:prompts], key=lambda number: -conversations[number].prompt_length)
     chat = load_chat(
         str(job.model), job.output_dir / ADAPTER, backend=run.backend.value, device=job.device, dtype=job.dtype
