@@ -6,6 +6,7 @@ import pytest
 
 from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError
+from twintune.step_cost import StepCost
 from twintune.trackers import TrackedRun
 from twintune.tracking import PACKAGES, TRACKERS, Trackers, choose_trackers
 
@@ -16,15 +17,23 @@ TOLD = {
     "train/loss": [(1, 2.0), (2, 1.0)],
     "train/grad_norm": [(1, 0.5), (2, 0.5)],
     "train/learning_rate": [(1, 1e-3), (2, 1e-3)],
+    "train/input_tokens": [(1, 40), (2, 40)],
     "train/tokens_per_second": [(1, 60.0), (2, 60.0)],
+    "train/mfu": [(2, 0.5)],
+    "train/peak_memory": [(1, 2**30), (2, 2**30)],
     "eval/loss": [(2, 0.0)],
     "eval/perplexity": [(2, 1.0)],
     "eval/runtime": [(2, 1.5)],
 }
 
 
+def measure(step: Step) -> StepCost:
+    """MFU is known of the second step alone."""
+    return StepCost(40, step.tokens / step.seconds, 0.5 if step.step == 2 else None, 2**30)
+
+
 def track(folder: Path, *names: str, steps_done: int = 0) -> Trackers:
-    with Trackers(names, TrackedRun(folder, "a run 名", SETTINGS, steps_done)) as trackers:
+    with Trackers(names, TrackedRun(folder, "a run 名", SETTINGS, steps_done), measure) as trackers:
         for step in STEPS[steps_done:]:
             trackers.step(step)
         trackers.evaluated(EVALUATION)
@@ -140,7 +149,7 @@ def test_a_tracker_that_fails_is_switched_off_and_the_others_go_on(
 ) -> None:
     monkeypatch.setitem(TRACKERS, "wandb", Breaking)
     monkeypatch.setitem(TRACKERS, "mlflow", Listening)
-    with Trackers(("wandb", "mlflow"), TrackedRun(tmp_path, "run", {})) as trackers:
+    with Trackers(("wandb", "mlflow"), TrackedRun(tmp_path, "run", {}), measure) as trackers:
         listening = trackers.trackers["mlflow"]
         for step in STEPS:
             trackers.step(step)
@@ -153,7 +162,7 @@ def test_a_tracker_that_fails_is_switched_off_and_the_others_go_on(
 
 def test_a_tracker_hears_that_the_run_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TRACKERS, "mlflow", Listening)
-    trackers = Trackers(("mlflow",), TrackedRun(tmp_path, "run", {}))
+    trackers = Trackers(("mlflow",), TrackedRun(tmp_path, "run", {}), measure)
     listening = trackers.trackers["mlflow"]
     with pytest.raises(UserError), trackers:
         raise UserError("loss must be finite, got nan")
@@ -166,7 +175,7 @@ def test_a_tracker_that_does_not_open_is_an_error_with_a_remedy(
 ) -> None:
     monkeypatch.setitem(TRACKERS, "wandb", Unopened)
     with pytest.raises(UserError, match=r"'wandb' must be a tracker that opens, got: ValueError: api_key .*offline"):
-        Trackers(("wandb",), TrackedRun(tmp_path, "run", {}))
+        Trackers(("wandb",), TrackedRun(tmp_path, "run", {}), measure)
 
 
 def test_packages_that_are_missing_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

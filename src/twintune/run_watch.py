@@ -48,12 +48,12 @@ def watch_run(run: "Run", record: RunRecord, others: Sequence[Watcher] = ()) -> 
     folder = job.output_dir
     steps = read_steps(folder / LOG) if job.steps_done else []
     evaluations = read_evaluations(folder / EVALUATIONS) if job.steps_done else []
-    measure = lru_cache(maxsize=1)(cost_meter(run))  # the log and the screen ask for the same step
+    measure = lru_cache(maxsize=1)(cost_meter(run))  # log, screen and trackers ask for the same step
     settings = flat(run.recipe.model_dump(mode="json"))
     tracked = TrackedRun(folder, train.run_name or folder.resolve().name, settings, job.steps_done)
     with ExitStack() as stack:
         session = stack.enter_context(record_session(folder, record, job.steps_done))
-        trackers = stack.enter_context(Trackers(choose_trackers(train.report_to), tracked))
+        trackers = stack.enter_context(Trackers(choose_trackers(train.report_to), tracked, measure))
         session.trackers = trackers.failures  # one that fails while it closes is in there too
         curve = stack.enter_context(RunCurve(folder / CURVE, steps, evaluations))
         log = stack.enter_context(RunLog(folder, measure, job.steps_done))

@@ -5,13 +5,15 @@ on from a checkpoint goes on in the same TensorBoard folder; the others begin a 
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
 from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError, raise_collected
+from twintune.step_cost import StepCost
 from twintune.trackers import MLflow, SwanLab, TensorBoard, TrackedRun, Tracker, WeightsAndBiases
 from twintune.watchers import QuietWatcher
 
@@ -35,6 +37,11 @@ TRACKERS: dict[str, type[TensorBoard] | type[WeightsAndBiases] | type[SwanLab] |
 class Trackers(QuietWatcher):
     """A Watcher that hands metrics to trackers, and switches off one that fails.
 
+    Args:
+        names: of the trackers.
+        run: what they are told of it first.
+        measure: tells what a step that has just ended cost.
+
     Attributes:
         failures: what went wrong with those that were switched off, by name.
 
@@ -42,7 +49,8 @@ class Trackers(QuietWatcher):
         UserError: for a tracker that cannot be opened.
     """
 
-    def __init__(self, names: Sequence[str], run: TrackedRun) -> None:
+    def __init__(self, names: Sequence[str], run: TrackedRun, measure: Callable[[Step], StepCost]) -> None:
+        self.measure = measure
         self.failures: dict[str, str] = {}
         self.trackers: dict[str, Tracker] = {}
         for name in names:
@@ -65,10 +73,10 @@ class Trackers(QuietWatcher):
         self._close(failed=error is not None)
 
     def step(self, step: Step) -> None:
-        """Hand on what a step measured."""
+        """Hand on what a step measured, and what it cost; MFU where it is known."""
         metrics = {"loss": step.loss, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate}
-        rate = {"tokens_per_second": step.tokens / step.seconds}
-        self._log({f"train/{name}": value for name, value in (metrics | rate).items()}, step.step)
+        cost = {name: value for name, value in asdict(self.measure(step)).items() if value is not None}
+        self._log({f"train/{name}": value for name, value in (metrics | cost).items()}, step.step)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Hand on what an evaluation measured."""
