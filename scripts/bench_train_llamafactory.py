@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from llamafactory.data.processor.processor_utils import greedy_knapsack
 from llamafactory.train.tuner import run_exp
 
-from scripts.bench_train_peer import Timed
+from scripts.bench_train_peer import Timed, arguments
 
 IGNORED = -100
 PAD = 0
@@ -64,17 +64,7 @@ def settings(job: dict[str, Any], rows: Path) -> dict[str, Any]:
         "disable_shuffling": True,
         "disable_gradient_checkpointing": not job["gradient_checkpointing"],
         "flash_attn": "sdpa",
-        "output_dir": job["output_dir"],
-        "per_device_train_batch_size": job["batch"],
-        "max_steps": job["steps"],
-        "learning_rate": 1e-4,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": job["dtype"] == "bfloat16",
-        "use_cpu": job["device"] == "cpu",
-        "disable_tqdm": True,
+        **arguments(job),
     }
 
 
