@@ -1,10 +1,8 @@
 """The limits come from the golden numbers, hold for runs that differ by rounding alone, and not for faults."""
 
-import importlib.util
 import json
 import math
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.script_modules import import_script
 from twintune.backends import StepGradients, load_backend
 from twintune.backends.job import TrainJob
 from twintune.errors import UserError
@@ -25,13 +24,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """scripts/derive_tolerances.py as a module: its jobs and its measures."""
-    spec = importlib.util.spec_from_file_location("derive_tolerances", ROOT / "scripts" / "derive_tolerances.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return import_script("derive_tolerances")
 
 
 def golden(dtype: str, layers: int) -> list[dict[str, float]]:

@@ -1,7 +1,5 @@
 """The memory model against what PyTorch's allocator counts, on models small enough for a few seconds."""
 
-import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -9,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from tests.script_modules import import_script
 from twintune.memory import LOSS_CHUNK
 
 pytest.importorskip("torch", reason="trains on cuda")
 pytestmark = pytest.mark.cuda_alone
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "measure_memory.py"
 SMALL = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "vocab_size": 1024}
 # Each is of another part of the model for the most.
 CASES: dict[str, dict[str, Any]] = {
@@ -29,13 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("measure_memory", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return import_script("measure_memory")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,12 +1,14 @@
 """The quickstart's own script, from data set to report, on a tiny model."""
 
-import importlib.util
 import shutil
+import subprocess
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from tests.script_modules import import_script
+from tests.shipped_recipes import run
 from tests.tiny_models import save_tiny_model
 from tests.tiny_tokenizers import save_chatml_tokenizer
 from twintune.backends import missing_packages
@@ -21,13 +23,14 @@ pytestmark = [
 ]
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "scripts" / "quickstart.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def train_here(program: list[str], *, cwd: Path, check: bool) -> "subprocess.CompletedProcess[bytes]":
+    """`subprocess.run`, but for training: this process has imported the frameworks already."""
+    if program[3] != "train":
+        return subprocess.run(program, cwd=cwd, check=check)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        run(*program[3:])
+    return subprocess.CompletedProcess(program, 0)
 
 
 @pytest.fixture
@@ -48,13 +51,14 @@ def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "make_school_math.py", tmp_path / "scripts")
     monkeypatch.setenv("TWINTUNE_CACHE", str(tmp_path / "cache"))
-    module = load_script()
+    module = import_script("quickstart")
     for name, value in {
         "ROOT": tmp_path,
         "FOLDER": folder,
         "DATA": folder / "data",
         "RECIPE": tmp_path / "yamls" / "recipe.yaml",
         "HELD_OUT": 5,
+        "subprocess": SimpleNamespace(run=train_here),
     }.items():
         monkeypatch.setattr(module, name, value)
     return module
@@ -70,7 +74,9 @@ def test_ends_with_a_report_and_reuses_its_runs(quickstart: ModuleType, capfd: p
     for words in ("base", "cuda adapter", "ascend adapter", "the quicker one on a CPU", "answered on ascend"):
         assert words in report
     assert (quickstart.FOLDER / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
-    quickstart.main()
+    recipe = load_recipe(quickstart.RECIPE)
+    for name in quickstart.BACKENDS:
+        assert quickstart.train(name, recipe) == quickstart.FOLDER / name
     again = capfd.readouterr().out
     assert again.count("is used again") == 2
     assert "--backend" not in again
