@@ -7,7 +7,7 @@ down to a neighbour, the nearer the likelier (stochastic rounding: Croci et al. 
 trains and is measured through the backend as `twintune parity record` does it. All pairs of repeats are compared as
 `twintune parity compare` would; the largest difference of each measure is its spread. Where both backends compute in
 a dtype, repeats that have the very same weights are compared between them: what two implementations really differ by.
-Results go into tests/golden/tolerances.json; cases not run stay. The cuda backend offers no float16: it is switched on.
+Results go into tests/golden/tolerances.json; cases not run stay.
 """
 
 import itertools
@@ -16,11 +16,9 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from ml_dtypes import bfloat16
@@ -28,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from twintune.artifacts import write_json
-from twintune.backends import Choice, Forward, Probe, load_backend, missing_packages
+from twintune.backends import Forward, Probe, load_backend, missing_packages
 from twintune.backends.job import Lora, Optimizer, Schedule, Step, TrainJob
 from twintune.converters import arrow, mindrecord
 from twintune.converters.adapter import make_initial_adapter, read_adapter, write_adapter
@@ -235,30 +233,10 @@ def spread(pairs: Iterable[tuple[Record, Record]]) -> dict[str, float]:
     return {name: float(f"{max(each[name] for each in found):.3g}") for name in found[0]}
 
 
-@contextmanager
-def float16_on_pytorch() -> Iterator[None]:
-    """Let the cuda backend compute in float16, which it refuses to its users."""
-    import torch
-
-    from twintune.backends.cuda import probe, train
-
-    def autocast(device: str, dtype: str) -> Any:
-        return torch.autocast(device, dtype=getattr(torch, dtype))
-
-    with ExitStack() as patches:
-        patches.enter_context(patch.object(train, "autocast", autocast))
-        patches.enter_context(patch.object(probe, "autocast", autocast))
-        patches.enter_context(patch.object(train, "choose_dtype", lambda asked, device: Choice(asked, "as asked")))
-        yield
-
-
 def repeats(backend: str, dtype: str, setting: tuple[int, int, float]) -> list[Record]:
     """The records of all repeats of a case."""
-    with ExitStack() as context:
-        if (backend, dtype) == ("cuda", "float16"):
-            context.enter_context(float16_on_pytorch())
-        folder = Path(context.enter_context(tempfile.TemporaryDirectory()))
-        jobs = (make_job(folder / str(seed), setting, dtype, seed) for seed in range(REPEATS))
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = (make_job(Path(folder, str(seed)), setting, dtype, seed) for seed in range(REPEATS))
         return [record(backend, job) for job in jobs]
 
 

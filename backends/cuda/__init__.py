@@ -28,7 +28,7 @@ class CudaBackend:
         return describe_device(device)
 
     def choose_dtype(self, asked: str, device: str) -> Choice:
-        """`auto`, `float32` or `bfloat16` to the dtype of the forward. Raises UserError for float16."""
+        """See device.choose_dtype."""
         from twintune.backends.cuda.device import choose_dtype
 
         return choose_dtype(asked, device)

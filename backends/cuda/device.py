@@ -40,28 +40,23 @@ def describe_device(device: str) -> Device:
 
 
 def choose_dtype(asked: str, device: str) -> Choice:
-    """Resolve `auto`, `float32` or `bfloat16`: the dtype of the base weights and of the forward.
+    """Resolve `auto`, `float32`, `bfloat16` or `float16`: the dtype of the base weights and of the forward.
 
     Adapter, gradients and optimizer are float32 whatever is chosen.
 
     Raises:
-        UserError: for float16, or for bfloat16 on a GPU that lacks it.
+        UserError: for bfloat16 on a GPU that lacks it.
     """
-    if asked not in ("auto", "float32", "bfloat16"):
-        raise UserError(
-            f"backend.dtype must be auto, bfloat16 or float32 with --backend cuda, got {asked}; "
-            "use backend.dtype=bfloat16, or float32 on a GPU older than Ampere"
-        )
     has_bfloat16 = device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if asked == "bfloat16" and not has_bfloat16:
         raise UserError(
-            f"backend.dtype must be float32 on {torch.cuda.get_device_name()}, got bfloat16, which it lacks; "
-            "use backend.dtype=float32"
+            f"backend.dtype must be float16 or float32 on {torch.cuda.get_device_name()}, got bfloat16, which it "
+            "lacks; use backend.dtype=float16"
         )
     if asked == "auto" and device == "cuda" and has_bfloat16:
         return Choice("bfloat16", "the GPU has it; adapter, gradients and optimizer are float32, TF32 is off")
-    if asked == "bfloat16":
-        return Choice("bfloat16", "as asked; adapter, gradients and optimizer are float32, TF32 is off")
+    if asked in ("bfloat16", "float16"):
+        return Choice(asked, "as asked; adapter, gradients and optimizer are float32, TF32 is off")
     reason = "as asked" if asked == "float32" else f"{device} without fast bfloat16"
     return Choice("float32", f"{reason}; TF32 is off, so that backends can be compared")
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -175,5 +176,7 @@ def to_numpy(tensor: Any) -> NDArray[np.float32]:
 
 
 def autocast(device: str, dtype: str) -> Any:
-    """The context of every forward: bfloat16 autocast, or nothing for float32."""
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+    """The context of every forward: bfloat16 or float16 autocast, or nothing for float32."""
+    if dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device, dtype=getattr(torch, dtype))

@@ -24,11 +24,11 @@ BY_CONVERSATION = "sdpa_by_conversation"  # ours
 
 def choose_attention(device: str, dtype: str) -> Choice:
     """The attention of packed rows: FlashAttention where it can run, else torch's own by conversation."""
-    if device == "cuda" and dtype == "bfloat16" and find_spec("flash_attn"):
+    if device == "cuda" and dtype != "float32" and find_spec("flash_attn"):
         return Choice(FLASH, "flash_attn is installed: its variable-length kernel")
     if device != "cuda":
         reason = f"FlashAttention does not run on {device}"
-    elif dtype != "bfloat16":
+    elif dtype == "float32":
         reason = f"FlashAttention does not compute in {dtype}"
     else:
         reason = "flash_attn is not installed"

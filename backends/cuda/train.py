@@ -134,6 +134,9 @@ def job_learning_rates(job: TrainJob) -> NDArray[np.float64]:
 def backward(job: TrainJob, model: Any, batches: list[MicroBatch], tokens: int, places: NDArray[np.int64]) -> Any:
     """Accumulate gradients of the mean over the step's trained tokens.
 
+    In float16 it is those of the sum that go back through the layers, as on ascend, and the adapter's float32 ones are
+    divided at the end: a mean over many tokens has gradients below float16's smallest numbers.
+
     Args:
         job: what is trained.
         model: with its adapter.
@@ -145,13 +148,17 @@ def backward(job: TrainJob, model: Any, batches: list[MicroBatch], tokens: int, 
         Each row's own sum of losses, float64 [accumulation, batch].
     """
     sums = []
+    later = float(tokens) if job.dtype == "float16" else 1.0
     for batch, first in zip(batches, places[:, 0].tolist(), strict=True):
         number_tokens(job, model, batch.rows, first)
         with autocast(job.device, job.dtype):
             losses = token_losses(model, *batch.inputs)
-        (losses.sum() / tokens).backward()
+        (losses.sum() / (tokens / later)).backward()
         by_row = losses.detach().double().split([row.trained_tokens for row in batch.rows])
         sums.append(torch.stack([row.sum() for row in by_row]))
+    if later > 1:
+        for parameter in adapter_parameters(model).values():
+            parameter.grad /= later
     return torch.stack(sums)
 
 

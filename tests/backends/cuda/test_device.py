@@ -53,12 +53,7 @@ def test_an_npu_belongs_to_the_other_backend() -> None:
         CudaBackend().choose_device("npu")
 
 
-def test_float16_is_refused() -> None:
-    with pytest.raises(UserError, match=r"backend\.dtype .*--backend cuda, got float16; use backend\.dtype=bfloat16"):
-        CudaBackend().choose_dtype("float16", "cpu")
-
-
-@pytest.mark.parametrize("asked", ["float32", "bfloat16"])
+@pytest.mark.parametrize("asked", ["float32", "bfloat16", "float16"])
 def test_a_dtype_as_asked(asked: str) -> None:
     choice = CudaBackend().choose_dtype(asked, "cpu")
     assert choice.value == asked

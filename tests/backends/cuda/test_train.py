@@ -18,6 +18,9 @@ from transformers import AutoModelForCausalLM, get_scheduler
 from tests.jobs import Recorder, make_job, random_rows, write_rows
 from tests.tiny_models import save_tiny_model
 from twintune.backends.cuda import CudaBackend
+from twintune.backends.cuda.model import adapter_parameters
+from twintune.backends.cuda.rows import open_rows, read_micro_batches
+from twintune.backends.cuda.train import backward, load_for_training
 from twintune.backends.job import Lora, Optimizer, Schedule, TrainJob
 from twintune.converters.adapter import read_adapter, write_adapter
 from twintune.errors import UserError
@@ -132,17 +135,32 @@ def test_dropout_is_drawn_from_the_seed(tmp_path: Path) -> None:
     assert not any(np.array_equal(first[name], other[name]) for name in first)
 
 
-def test_bfloat16_keeps_the_adapter_in_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "rounding"), [("bfloat16", 0.02), ("float16", 0.002)])  # 8 and 11 significant bits
+def test_half_precision_keeps_the_adapter_in_float32(tmp_path: Path, dtype: str, rounding: float) -> None:
     job = make_job(tmp_path)
     plain, _ = run(job)
-    half, _ = run(replace(job, dtype="bfloat16", output_dir=tmp_path / "half"))
+    half, _ = run(replace(job, dtype=dtype, output_dir=tmp_path / "half"))
     losses = [[step.loss for step in log.steps] for log in (plain, half)]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)  # bfloat16 has 8 significant bits
+    np.testing.assert_allclose(losses[0], losses[1], rtol=rounding)
     assert losses[0] != losses[1]
     tensors = load_file(tmp_path / "half/adapter/adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
-    rounded = [torch.equal(tensor, tensor.bfloat16().float()) for tensor in tensors.values()]
+    rounded = [torch.equal(tensor, tensor.to(getattr(torch, dtype)).float()) for tensor in tensors.values()]
     assert not any(rounded)
+
+
+@pytest.mark.parametrize("times", [1, 10**6])
+def test_float16_loses_no_gradient_among_many_tokens(tmp_path: Path, times: int) -> None:
+    job = make_job(tmp_path, accumulation=2)
+    gradients = []
+    for dtype in ("float32", "float16"):
+        model = load_for_training(replace(job, dtype=dtype))
+        batches = read_micro_batches(job, open_rows(job.rows / "rows.arrow"), job.order[:1])
+        backward(replace(job, dtype=dtype), model, batches, 100 * times, job.own_places[0])
+        parameters = adapter_parameters(model).values()
+        gradients.append(np.concatenate([parameter.grad.numpy().ravel() for parameter in parameters]))
+    plain, half = gradients
+    assert np.linalg.norm(half - plain) < 0.02 * np.linalg.norm(plain)  # float16 has 11 significant bits
 
 
 def test_peft_loads_the_adapter(tmp_path: Path) -> None:
