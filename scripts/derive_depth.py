@@ -11,7 +11,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from scripts.derive_tolerances import (
     LORA,
     SMALL,
     Arrays,
-    float16_on_pytorch,
     logits_apart,
     look,
     make_job,
@@ -62,11 +60,10 @@ def write_rounded(folder: Path, source: Path, dtype: str, seed: int) -> None:
 
 def measure(job: TrainJob) -> Measured:
     """Forward without and with an adapter, losses of rows, gradients."""
-    with float16_on_pytorch() if job.dtype == "float16" else nullcontext():
-        probe = load_backend("cuda").open_probe(job)
-        initial = probe.adapter()
-        forward = look(probe, initial) + look(probe, with_random_b(initial, seed=0))
-        step = probe.gradients(job.order[0])
+    probe = load_backend("cuda").open_probe(job)
+    initial = probe.adapter()
+    forward = look(probe, initial) + look(probe, with_random_b(initial, seed=0))
+    step = probe.gradients(job.order[0])
     return forward, step.row_losses / step.row_tokens, step.gradients
 
 
