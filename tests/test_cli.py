@@ -1,4 +1,7 @@
-"""The command line as its user meets it: mostly in a process of its own, where imports and exit codes show."""
+"""The command line as its user meets it: in a process of its own, where imports and exit codes show.
+
+Commands with frameworks run in this process once one of them has run in its own: imports take longer than all else.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.shipped_recipes import run as run_here
 from tests.smallest_recipe import RECORDS, write_json, write_smallest_recipe
 from twintune import __version__
 from twintune.backends import missing_packages
@@ -35,6 +39,17 @@ def succeed(folder: Path, *arguments: str) -> str:
     done = run(folder, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def succeed_here(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
+    """What `succeed` gives, from this process."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TWINTUNE_CACHE", str(folder.parent / "cache"))
+        patch.setenv("COLUMNS", "100")
+        run_here(*arguments)
+    return capsys.readouterr().out
 
 
 @pytest.fixture
@@ -108,9 +123,9 @@ def test_convert_takes_gsm8k_as_belle_records(work: Path, shared_data: Path) -> 
     ]
 
 
-def test_prepare_prints_what_it_kept(work: Path) -> None:
+def test_prepare_prints_what_it_kept(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_smallest_recipe(work, weights=False)
-    out = succeed(work, "prepare", "recipe.yaml", "--output-dir", "rows", "data.cutoff_len=200")
+    out = succeed_here(capsys, work, "prepare", "recipe.yaml", "--output-dir", "rows", "data.cutoff_len=200")
     manifest = json.loads((work / "rows" / "manifest.json").read_text(encoding="utf-8"))
     rows = manifest["rows"]
     assert "rows: rows\n" in out
@@ -122,44 +137,46 @@ def test_prepare_prints_what_it_kept(work: Path) -> None:
 
 
 @pytest.mark.skipif(bool(missing_packages("cuda")), reason="plans with torch")
-def test_a_dry_run_prints_the_plan_and_writes_nothing(work: Path) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_smallest_recipe(work, weights=False)
     before = sorted(work.rglob("*"))
-    out = succeed(work, "train", "recipe.yaml", "--backend", "cuda", "--device", "cpu", "--dry-run", "lora.r=4")
+    flags = ["--backend", "cuda", "--device", "cpu", "--dry-run", "lora.r=4"]
+    out = succeed_here(capsys, work, "train", "recipe.yaml", *flags)
     assert sorted(work.rglob("*")) == before
     for line in ("backend:", "device:", "steps:", "trainable parameters:", "memory, estimated:"):
         assert line in out
     assert "cpu (as asked)" in out
-    assert f"{2 * 4 * (2 * 128 + 2 * 96):,} (LoRA r 4)" in out
+    assert f"{4 * (2 * 128 + 2 * 96):,} (LoRA r 4)" in out
 
 
 @pytest.mark.skipif(bool(missing_packages("ascend")), reason="plans with mindformers")
-def test_a_dry_run_for_ascend_prints_both_mindformers_yamls(work: Path) -> None:
+def test_a_dry_run_for_ascend_prints_both_mindformers_yamls(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_smallest_recipe(work, weights=False)
     before = sorted(work.rglob("*"))
-    out = succeed(work, "train", "recipe.yaml", "--backend", "ascend", "--device", "cpu", "--dry-run")
+    flags = ["--backend", "ascend", "--device", "cpu", "--dry-run"]
+    out = succeed_here(capsys, work, "train", "recipe.yaml", *flags)
     assert sorted(work.rglob("*")) == before
     assert "# mindformers_npu.yaml" in out
     assert "# mindformers_cpu.yaml" in out
 
 
-def train_and_ask(work: Path, backend: str, *more: str) -> list[Any]:
-    """The issue's whole flow on one backend; what was generated."""
+def train(work: Path, backend: str) -> None:
+    """The smallest recipe in a process of its own, to a log with ten losses that fall."""
     flags = ["--backend", backend, "--device", "cpu"]
-    told = succeed(work, "train", "recipe.yaml", *flags, "--output-dir", f"out-{backend}", *more)
+    told = succeed(work, "train", "recipe.yaml", *flags, "--output-dir", f"out-{backend}")
     assert told.splitlines()[-2:] == [f"adapter: out-{backend}/adapter", f"report: out-{backend}/report.md"]
     out = work / f"out-{backend}"
     log = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [list(line) for line in log] == [LOG_KEYS] * 10
     assert all(np.isfinite(line["loss"]) for line in log)
     assert log[-1]["loss"] < log[0]["loss"]
-    return ask(work, backend, f"out-{backend}/adapter")
 
 
-def ask(work: Path, backend: str, adapter: str) -> list[Any]:
+def ask(capsys: pytest.CaptureFixture[str], work: Path, backend: str, adapter: str) -> list[Any]:
     questions = ["--prompt", QUESTION, "--prompt", "1?", "--max-new-tokens", "6", "--json"]
     flags = ["--model", "tiny-llama", "--adapter", adapter, "--backend", backend, "--device", "cpu"]
-    answers = [json.loads(line) for line in succeed(work, "generate", *flags, *questions).splitlines()]
+    told = succeed_here(capsys, work, "generate", *flags, *questions)
+    answers = [json.loads(line) for line in told.splitlines()]
     assert [answer["prompt"] for answer in answers] == [QUESTION, "1?"]
     assert all(len(answer["texts"]) == 1 for answer in answers)
     return answers
@@ -168,9 +185,10 @@ def ask(work: Path, backend: str, adapter: str) -> list[Any]:
 @pytest.mark.slow
 @pytest.mark.skipif(bool(missing_packages("cuda")), reason="trains with torch")
 @pytest.mark.skipif(not missing_packages("ascend"), reason="where both backends are, test_readme.py trains on it")
-def test_the_smallest_recipe_on_cuda(work: Path) -> None:
+def test_the_smallest_recipe_on_cuda(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_smallest_recipe(work)
-    train_and_ask(work, "cuda")
+    train(work, "cuda")
+    ask(capsys, work, "cuda", "out-cuda/adapter")
     _, tensors = read_adapter(work / "out-cuda" / "adapter")
     assert all(tensor.any() for tensor in tensors.values())  # B too has left zero
     used = run(work, "train", "recipe.yaml", "--backend", "cuda", "--device", "cpu", "--output-dir", "out-cuda")
@@ -180,8 +198,9 @@ def test_the_smallest_recipe_on_cuda(work: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(missing_packages("cuda") or missing_packages("ascend")), reason="trains on both backends")
-def test_the_smallest_recipe_on_ascend_answers_alike_on_both(work: Path) -> None:
+def test_the_smallest_recipe_on_ascend_answers_alike_on_both(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_smallest_recipe(work)
-    answers = train_and_ask(work, "ascend")
+    train(work, "ascend")
     assert list((work / "out-ascend").rglob("*.ckpt"))
-    assert ask(work, "cuda", "out-ascend/adapter") == answers
+    answers = ask(capsys, work, "ascend", "out-ascend/adapter")
+    assert ask(capsys, work, "cuda", "out-ascend/adapter") == answers

@@ -1,7 +1,6 @@
 """Parts come out the same however the work is cut: by processes, kills or machines."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from tests.tiny_tokenizers import save_sentencepiece_model
 from twintune import parts
 from twintune.artifacts import sha256_file
+from twintune.backends import missing_packages
 from twintune.errors import UserError
 from twintune.prepare import prepare
 from twintune.recipe import Recipe, load_recipe
@@ -22,28 +22,48 @@ from twintune.shards import merge_shards, parse_shard, prepare_shard
 pytestmark = pytest.mark.once
 
 RECORDS = 30
+# All is imported once and each prepare is a fork, killed as it opens, makes or renames its nth file.
 PROGRAM = """
-import os, signal, sys
+import os, signal, sys, traceback
 from pathlib import Path
 from twintune import parts
 from twintune.prepare import prepare
 from twintune.recipe import load_recipe
 
-here, last, seen = str(Path.cwd()), int(sys.argv[1]), 0
+def kill_at(last):
+    seen = 0
+    def count(event, arguments):
+        nonlocal seen
+        if event in ("open", "os.rename", "os.mkdir", "shutil.rmtree") and str(arguments[0]).startswith(here):
+            seen += 1
+            if seen == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(count)
+    return lambda: seen
 
-def kill_at_last(event, arguments):
-    global seen
-    if event in ("open", "os.rename", "os.mkdir", "shutil.rmtree") and str(arguments[0]).startswith(here):
-        seen += 1
-        if seen == last:
-            os.kill(os.getpid(), signal.SIGKILL)
+def run(out, last):
+    child = os.fork()
+    if not child:
+        try:
+            os.environ["TWINTUNE_CACHE"] = f"{here}/cache-{out}"
+            seen = kill_at(last)
+            prepare(recipe, Path(here) / out)
+            Path(f"{here}/events-{out}").write_text(str(seen()))
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-if __name__ == "__main__":
-    parts.RECORDS = 30
-    recipe = load_recipe(Path("recipe.yaml"), ["data.preprocessing_num_workers=1"])
-    sys.addaudithook(kill_at_last)
-    prepare(recipe, Path.cwd() / "out")
-    print(seen)
+here = str(Path.cwd())
+parts.RECORDS = 30
+recipe = load_recipe(Path("recipe.yaml"), ["data.preprocessing_num_workers=1"])
+for module in sys.argv[1:]:
+    __import__(module)
+print("unbroken", run("unbroken", 0))
+events = int(Path(f"{here}/events-unbroken").read_text())
+for share in (0.1, 0.5, 0.8, 0.95):
+    print(share, run(f"out-{share}", int(share * events)), run(f"out-{share}", 0))
 """
 
 
@@ -86,26 +106,16 @@ def test_processes_change_nothing(recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_prepare_killed_at_any_moment_goes_on_where_it_was(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prepare_killed_at_any_moment_goes_on_where_it_was(recipe: Recipe, tmp_path: Path) -> None:
     """Killed as it opens, makes or renames a file: among its parts, while they are put together, near the end."""
-    (tmp_path / "program.py").write_text(PROGRAM)
-
-    def run(cache: str, kill_at: int) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setenv("TWINTUNE_CACHE", str(tmp_path / cache))
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        command = [sys.executable, "program.py", str(kill_at)]
-        return subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-
-    events = int(run("unbroken", 0).stdout)
-    whole = contents(tmp_path / "out")
+    program = [sys.executable, "-c", PROGRAM, *([] if missing_packages("ascend") else ["mindspore.mindrecord"])]
+    told = subprocess.run(program, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert told.splitlines()[0] == "unbroken 0"
+    whole = contents(tmp_path / "unbroken")
     for share in (0.1, 0.5, 0.8, 0.95):
-        assert run(f"killed {share}", int(share * events)).returncode == -signal.SIGKILL
-        assert run(f"killed {share}", 0).returncode == 0
-        resumed = contents(tmp_path / "out")
-        assert resumed == whole
-        assert not list(tmp_path.glob(".out*"))
+        assert f"{share} {-signal.SIGKILL} 0" in told.splitlines()
+        assert contents(tmp_path / f"out-{share}") == whole
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_parts_that_are_there_are_not_made_again(
@@ -131,6 +141,7 @@ def test_parts_that_are_there_are_not_made_again(
 
 
 def test_shards_of_many_machines_merge_to_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = with_workers(recipe, 1)
     whole = prepare(recipe, tmp_path / "whole")
     shards = [prepare_shard(recipe, parse_shard(f"{number}/3"), tmp_path / f"shard{number}") for number in (1, 2, 3)]
     merged = merge_shards([shards[2], shards[0], shards[1]], tmp_path / "merged")
@@ -139,6 +150,7 @@ def test_shards_of_many_machines_merge_to_the_same_bytes(recipe: Recipe, tmp_pat
 
 
 def test_wrong_shards_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = with_workers(recipe, 1)
     one = prepare_shard(recipe, parse_shard("1/2"), tmp_path / "one")
     two = prepare_shard(recipe, parse_shard("2/2"), tmp_path / "two")
     with pytest.raises(UserError, match=r"the shards must be \[1, 2\], \[2, 2\] .*, got \[1, 2\]"):
