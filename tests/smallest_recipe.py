@@ -24,10 +24,13 @@ RECORDS: list[Any] = [
 VOCABULARY = 400  # of the tokenizer, and so of the model
 
 
-def write_smallest_recipe(folder: Path, *, weights: bool = True) -> Path:
-    """Write recipe.yaml, data.json and tiny-llama into a folder; without weights, no torch is needed."""
+def write_smallest_recipe(folder: Path, *, weights: bool = True, layers: int = 2) -> Path:
+    """Write recipe.yaml, data.json and tiny-llama into a folder; without weights, no torch is needed.
+
+    One layer compiles in two thirds of the time on MindSpore.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 512, "num_hidden_layers": 1}
+    sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 512, "num_hidden_layers": layers}
     if weights:
         save_tiny_model(folder / "tiny-llama", "llama", **sizes)
     save_sentencepiece_model(folder / "tiny-llama", vocab_size=VOCABULARY)

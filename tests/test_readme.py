@@ -47,7 +47,7 @@ def test_every_command_is_of_a_known_kind() -> None:
 @pytest.mark.skipif(bool(MISSING), reason=f"needs both backends, without {', '.join(MISSING)}")
 def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one process, so that the frameworks are imported once; the Python in another."""
-    write_smallest_recipe(tmp_path)
+    write_smallest_recipe(tmp_path, layers=1)
     monkeypatch.setenv("TWINTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     ran = [shlex.split(command) for command in commands() if command.startswith("twintune ")]

@@ -100,7 +100,7 @@ for name, *kills in (line.split() for line in sys.stdin):
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch", reason="trains on cuda")
     folder = tmp_path_factory.mktemp("resuming")
-    write_smallest_recipe(folder)
+    write_smallest_recipe(folder, layers=1)
     return folder
 
 

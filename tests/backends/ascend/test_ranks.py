@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.jobs import Recorder, make_job, random_rows, write_rows
+from tests.tiny_models import save_tiny_model
 from twintune.backends import missing_packages
 from twintune.backends.job import Lora, TrainJob
 
@@ -23,7 +24,8 @@ TOLERANCE = 1e-5  # float32: sums in another order
 def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
     folder = tmp_path_factory.mktemp("msrun")
     lora = Lora(4, 8, 0.1, ("q_proj", "v_proj", "up_proj"))
-    job = make_job(folder, lora=lora, evaluation_steps=(20,), checkpoint_steps=(20,))
+    model = save_tiny_model(folder / "model", "llama", num_hidden_layers=1)
+    job = make_job(folder, model=model, lora=lora, evaluation_steps=(20,), checkpoint_steps=(20,))
     write_rows(job.rows, random_rows(3), "validation")
     return job
 
