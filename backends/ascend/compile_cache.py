@@ -32,10 +32,12 @@ from twintune.artifacts import (
     write_json,
     write_sealed,
 )
+from twintune.backends.ascend.least_used import make_room, used
 from twintune.backends.job import TrainJob
 from twintune.errors import UserError
 
 ENABLE, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"  # MindSpore's environment variables
+MOST = 2**30  # bytes of kept graphs: one of 30 layers has 20 MiB
 DECIDES = "graph.json"  # MindSpore parses its script, and JSON is an expression of Python's
 # Of the configuration and of the job: places, and what is done between steps.
 NOT_IN_THE_GRAPH = {"output_dir", "train_dataset_task", "callbacks"}
@@ -120,15 +122,27 @@ class KeptGraph:
         elif _folders:
             self.told += "; not kept: MindSpore keeps those of a process' first run alone)"
         else:
-            self._copy = _begin(decides)
-            self.told += f"; kept for the next run like it in {self._folder})"
-            if self._is_whole():
-                shutil.copytree(self._folder, self._copy, dirs_exist_ok=True)
+            loaded = self._loaded()
+            self._copy = loaded or _own_folder()
+            _begin(self._copy, decides)
+            if loaded:
                 self.told = f"loading the graph that a run like this one compiled, {self._folder}"
+            else:
+                self.told += f"; kept for the next run like it in {self._folder}{_room(self._folder.parent)})"
+
+    def _loaded(self) -> Path | None:
+        """A copy of the kept graph, if there is one; another process may remove it meanwhile."""
+        if not _is_whole(self._folder):
+            return None
+        used(self._folder)
+        copy = _own_folder()
+        with suppress(OSError):
+            shutil.copytree(self._folder, copy, dirs_exist_ok=True)
+        return copy if _is_whole(copy) else None
 
     def compiled(self) -> None:
         """Keep the graph, once its first step is done."""
-        if self._copy is not None and not self._is_whole() and any(self._copy.rglob("*.mindir")):
+        if self._copy is not None and not _is_whole(self._folder) and any(self._copy.rglob("*.mindir")):
             shutil.rmtree(self._folder, ignore_errors=True)
             self._publish(self._copy)
         self.end()
@@ -142,27 +156,38 @@ class KeptGraph:
     def _publish(self, copy: Path) -> None:
         try:
             with suppress(UserError), new_folder(self._folder) as aside:  # refused where another run was faster
-                shutil.copytree(copy, aside, dirs_exist_ok=True)
+                shutil.copytree(copy, aside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
                 files = [file for file in aside.rglob("*") if file.is_file()]
                 write_sealed(aside / MANIFEST, {str(file.relative_to(aside)): sha256_file(file) for file in files})
         except OSError:
-            if not self._is_whole():
+            if not _is_whole(self._folder):
                 raise
 
-    def _is_whole(self) -> bool:
-        """Whether the cache folder has this graph, every byte as it was written."""
-        try:
-            return not any(changed_files(self._folder, read_sealed(self._folder / MANIFEST)))
-        except UserError:
-            return False
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder has a graph, every byte as it was written."""
+    try:
+        return not any(changed_files(folder, read_sealed(folder / MANIFEST)))
+    except (UserError, FileNotFoundError):  # another process may be removing it
+        return False
 
 
-def _begin(decides: Mapping[str, Any]) -> Path:
-    """Give MindSpore a folder of this process alone, and what decides the graph as the script to compare."""
+def _room(cache: Path) -> str:
+    """Make room for one more; a sentence if something had to go."""
+    removed = make_room(cache, MOST)
+    return f"; {removed} least recently used removed, as they took more than {MOST / 2**30:g} GiB" if removed else ""
+
+
+def _own_folder() -> Path:
+    """A folder of this process alone, until it ends."""
     folder = Path(mkdtemp(prefix="twintune-graph-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _begin(folder: Path, decides: Mapping[str, Any]) -> None:
+    """Give MindSpore this folder, and what decides the graph as the script to compare."""
     _folders.append(folder)
     write_json(folder / DECIDES, decides)
     api.entry_script_path = str(folder / DECIDES)
     os.environ |= {ENABLE: "1", PATH: str(folder)}
-    return folder

@@ -14,12 +14,13 @@ from safetensors.numpy import load_file, save_file
 pytest.importorskip("mindspore", reason="the ascend extra is not installed")
 
 from tests.jobs import Recorder, make_job
+from tests.tiny_models import save_tiny_model
 from twintune.backends.ascend.runtime import import_quietly
 
 import_quietly()
 
 from twintune.artifacts import sha256_json
-from twintune.backends.ascend.compile_cache import what_decides
+from twintune.backends.ascend.compile_cache import MOST, what_decides
 from twintune.backends.ascend.profile import training_config
 from twintune.backends.ascend.train import train
 from twintune.backends.job import Lora, Schedule, TrainJob
@@ -81,30 +82,33 @@ def test_places_and_what_is_done_between_steps_are_not(job: TrainJob, tmp_path: 
     assert key(replace(resumed, checkpoint_steps=(4, 8), snapshot_steps=(2,))) == key(job)
 
 
-def run(folder: Path, cache: Path, seed: int, times: int) -> dict[str, list[Any]]:
-    """Runs of one job in a new process: their numbers, and what was said of the graph."""
+def runs(folder: Path) -> list[dict[str, list[Any]]]:
+    """One run of a job in a process, then two of it with other weights in another: their numbers, what was told."""
     told = subprocess.run(
-        [sys.executable, __file__, str(folder), str(seed), str(times)],
-        env=os.environ | {"TWINTUNE_CACHE": str(cache), "PYTHONPATH": str(Path(__file__).parents[3])},
+        [sys.executable, __file__, str(folder)],
+        env=os.environ | {"TWINTUNE_CACHE": str(folder / "cache"), "PYTHONPATH": str(Path(__file__).parents[3])},
         check=True,
         capture_output=True,
         text=True,
     )
-    return dict(json.loads(told.stdout.splitlines()[-1]))
+    return [json.loads(line) for line in told.stdout.splitlines() if line.startswith('{"told"')]
 
 
 @pytest.mark.slow
 def test_losses_with_a_kept_graph_are_those_without(tmp_path: Path) -> None:
-    """The graph was kept by a job with other weights and another adapter."""
-    kept = run(tmp_path / "first", tmp_path / "cache", seed=3, times=1)
+    """The graph was kept by a job with other weights and another adapter, in a cache that was full."""
+    unused = tmp_path / "cache" / "graphs" / "unused"
+    unused.mkdir(parents=True)
+    with (unused / "large").open("wb") as file:
+        file.truncate(MOST + 1)  # takes no place on the disk
+    kept, loaded = runs(tmp_path)
+    assert kept["told"][0].endswith("; 1 least recently used removed, as they took more than 1 GiB)")
     (graph,) = (tmp_path / "cache" / "graphs").iterdir()
-    loaded = run(tmp_path / "second", tmp_path / "cache", seed=4, times=2)
     assert f"kept for the next run like it in {graph}" in kept["told"][0]
     assert loaded["told"][0] == f"loading the graph that a run like this one compiled, {graph}"
     assert "not kept" in loaded["told"][1]  # so that this run compiled its own
     assert loaded["numbers"][0] == loaded["numbers"][1]
     assert loaded["numbers"][0] != kept["numbers"][0]
-    assert list((tmp_path / "cache" / "graphs").iterdir()) == [graph]
 
 
 def train_often(folder: Path, seed: int, times: int) -> dict[str, list[Any]]:
@@ -112,7 +116,8 @@ def train_often(folder: Path, seed: int, times: int) -> dict[str, list[Any]]:
     told, numbers = [], []
     for time in range(times):
         here = folder / str(time)
-        job = make_job(here, steps=3, lora=LORA)
+        model = save_tiny_model(here / "model", "llama", num_hidden_layers=1)
+        job = make_job(here, model=model, steps=3, lora=LORA)
         base = job.model / "model.safetensors"
         save_file({name: tensor * (1 + seed / 10) for name, tensor in load_file(base).items()}, base, {"format": "pt"})
         job = replace(job, initial_adapter=here / "drawn")
@@ -126,4 +131,9 @@ def train_often(folder: Path, seed: int, times: int) -> dict[str, list[Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(train_often(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    for seed, times in ((3, 1), (4, 2)):  # forks: the frameworks are imported once
+        child = os.fork()
+        if not child:
+            print(json.dumps(train_often(Path(sys.argv[1]) / str(seed), seed, times)), flush=True)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
