@@ -79,6 +79,7 @@ def test_belle_school_math_llama_7b(work: Path, capsys: pytest.CaptureFixture[st
 
 QUESTIONS = ["你是谁？", "1 + 1 = ?"]
 ASKED = ["generate.sample_prompts=['你是谁？', '1 + 1 = ?']", "generate.max_new_tokens=3"]
+UNASKED = ["generate.num_samples=0", "generate.sample_prompts=[]"]  # two graphs less
 
 
 def test_huanhuan_qwen2_1_5b(work: Path) -> None:
@@ -97,7 +98,7 @@ def test_huanhuan_qwen2_1_5b_gentle(work: Path) -> None:
     persona = json_file(work / "persona.json", PERSONA)
     general = json_file(work / "general.json", GENERAL)
     data = f"data.train=[{persona}, {{path: {general}, weight: 4}}]"
-    overrides = [data, "model.name_or_path=qwen2", *ASKED, "data.val_size=0.2"]
+    overrides = [data, "model.name_or_path=qwen2", *UNASKED, "data.val_size=0.2"]
     rhythm = ["train.evals_per_epoch=null", "train.saves_per_epoch=null", "train.eval_steps=1", "train.save_steps=1"]
     runs = train_everywhere(YAMLS / "huanhuan_qwen2_1_5b_gentle.yaml", work, *overrides, *rhythm)
     for folder in runs.values():
@@ -119,8 +120,7 @@ def test_riddles_phi2_qlora(work: Path) -> None:
         "data.cutoff_len=256",
         "data.max_rejected_share=0.1",
         "train.learning_rate=1e-3",
-        "generate.num_samples=0",
-        "generate.sample_prompts=[]",
+        *UNASKED,
         "train.evals_per_epoch=null",
         "train.saves_per_epoch=null",
         "train.eval_steps=1",

@@ -8,6 +8,8 @@ from hypothesis import given, strategies
 from twintune.markdown import block, escape, markdown_table
 from twintune.visible_text import visible
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("text", ["", "plain", "小明有三个苹果\u3000，", "a\tb\nc", "é ü 😀"])
 def test_what_has_a_picture_stays(text: str) -> None:

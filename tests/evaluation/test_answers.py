@@ -13,6 +13,8 @@ from twintune.converters.records import to_conversations
 from twintune.errors import UserError
 from twintune.evaluation.answers import answer_kind, exact_match, final_answer, same_answer
 
+pytestmark = pytest.mark.once
+
 # GSM8K (openai/grade-school-math, MIT License, Copyright (c) 2021 OpenAI), train.jsonl, ends of the answers.
 GSM8K = [
     ("Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72", "72"),

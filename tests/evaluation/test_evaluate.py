@@ -265,7 +265,7 @@ def test_the_validation_share_is_asked_where_no_test_is_named(
 @pytest.mark.slow
 @pytest.mark.skipif(bool(missing_packages("cuda")), reason="computes with torch")
 def test_a_real_model_is_scored_on_every_backend_that_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_smallest_recipe(tmp_path)
+    write_smallest_recipe(tmp_path, layers=1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GLOG_v", "3")
     both = not missing_packages("ascend")

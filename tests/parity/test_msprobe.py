@@ -77,6 +77,7 @@ def dumped(prepared: Path, framework: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.cuda_alone
 def test_the_pytorch_script_dumps_the_layer_and_the_map_names_its_modules(prepared: Path) -> None:
     found = dumped(prepared, "pytorch")
     mapping = yaml.safe_load((prepared / "msprobe" / "layer_mapping.yaml").read_text())["TopLayer"]

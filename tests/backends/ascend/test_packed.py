@@ -196,7 +196,9 @@ def test_a_packed_run_reads_shards_and_says_how_it_masks(tmp_path: Path, monkeyp
     losses = []
     for rows_a_shard in (50_000, 7):
         monkeypatch.setattr(mindrecord, "ROWS_A_SHARD", rows_a_shard)
-        job = packed(tmp_path / str(rows_a_shard), steps=3)
+        folder = tmp_path / str(rows_a_shard)
+        model = save_tiny_model(folder / "model", "llama", num_hidden_layers=1)
+        job = packed(folder, model=model, steps=3)
         job.output_dir.mkdir()
         recorder = Recorder()
         load_backend("ascend").train(job, recorder)
