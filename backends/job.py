@@ -145,11 +145,13 @@ class Parallel:
 
     Attributes:
         sharded: whether each keeps a share of the frozen base's weights alone (cuda).
+        zero_stage: of DeepSpeed's ZeRO; 0 is without it (cuda).
         model_parallel: devices that share each layer (ascend).
         pipeline_stage: groups of devices that have some layers each (ascend).
     """
 
     sharded: bool = False
+    zero_stage: int = 0
     model_parallel: int = 1
     pipeline_stage: int = 1
 

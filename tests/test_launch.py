@@ -221,6 +221,9 @@ def recipe_on(folder: Path, *overrides: str) -> Recipe:
         (["backend.ascend.model_parallel=3"], "ascend", "must be the number of ranks, got 2 x 3 x 1 for 8"),
         (["backend.ascend.data_parallel=2"], "ascend", "must be the number of ranks, got 2 x 1 x 1 for 8"),
         (["backend.cuda.parallel=fsdp", "model.load_in_4bit=true"], "cuda", "must be ddp with model.load_in_4bit"),
+        (["backend.cuda.parallel=zero3", "model.load_in_4bit=true"], "cuda", "which is not tested with NF4 codes"),
+        (["backend.cuda.parallel=zero1", "train.optim=adamw_8bit"], "cuda", "which is tested with adamw_torch, adam"),
+        (["backend.cuda.parallel=zero2", "backend.dtype=float16"], "cuda", "adds gradients up before they are divided"),
     ],
 )
 def test_devices_that_cannot_share_are_refused(
@@ -237,9 +240,24 @@ def test_each_backend_has_its_own_keys(tmp_path: Path) -> None:
     assert choose_parallel(recipe, "cuda", 1) == Parallel(), "one device has nothing to share"
 
 
-def test_deepspeed_is_refused_with_what_does_the_same(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must be ddp or fsdp, which shards the frozen base as DeepSpeed's ZeRO 3 does"):
-        recipe_on(tmp_path, "backend.cuda.parallel=zero3")
+@pytest.mark.parametrize(
+    ("kind", "parallel"),
+    [
+        ("zero0", Parallel()),
+        ("zero1", Parallel(zero_stage=1)),
+        ("zero2", Parallel(zero_stage=2)),
+        ("zero3", Parallel(zero_stage=3, sharded=True)),
+    ],
+)
+def test_deepspeeds_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, parallel: Parallel) -> None:
+    recipe = recipe_on(tmp_path, f"backend.cuda.parallel={kind}")
+    monkeypatch.setattr("twintune.parallel_plan.find_spec", lambda _: True)
+    assert choose_parallel(recipe, "cuda", 8) == parallel
+    monkeypatch.setattr("twintune.parallel_plan.find_spec", lambda _: None)
+    assert choose_parallel(recipe, "cuda", 1) == Parallel()
+    if parallel.zero_stage:
+        with pytest.raises(UserError, match=f"got {kind}; run: pip install 'twintune\\[cuda,deepspeed\\]'"):
+            choose_parallel(recipe, "cuda", 8)
 
 
 @pytest.mark.parametrize(("accumulation", "batch", "devices"), [(1, 4, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)])

@@ -56,6 +56,18 @@ def token_losses(model: Any, input_ids: Any, labels: Any, attention: Mapping[str
     return chunked_losses(causal.get_output_embeddings(), hidden[:, :-1][trained], targets[trained])
 
 
+class TokenLosses(torch.nn.Module):  # type: ignore[misc]  # torch is not read by mypy here
+    """token_losses of a model as a module, which others can wrap as they wrap a network."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> Any:
+        """As token_losses."""
+        return token_losses(self.model, *inputs)
+
+
 def require_plain_head(model: Any) -> None:
     """Compare the logits that token_losses takes with the model's own, once, on a short row.
 

@@ -83,10 +83,14 @@ def put_in_state(optimizer: Any, parameters: Mapping[str, Any], state: TrainingS
     check_matrices(moments, state.optimizer, source, "the checkpoint must have the moments of train.optim")
     for name, moment in moments.items():
         moment.copy_(torch.from_numpy(state.optimizer[name]))
-    for parameter in parameters.values():
-        kept = optimizer.state[parameter]
+    set_steps(optimizer, state.step)
+
+
+def set_steps(optimizer: Any, step: int) -> None:
+    """Set what a bias correction counts; not every optimizer has one."""
+    for kept in optimizer.state.values():
         if "step" in kept:  # torch keeps a tensor of it, bitsandbytes an int
-            kept["step"] = torch.full_like(kept["step"], state.step) if torch.is_tensor(kept["step"]) else state.step
+            kept["step"] = torch.full_like(kept["step"], step) if torch.is_tensor(kept["step"]) else step
 
 
 def _make_state(optimizer: Any, parameters: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from twintune.backends import Forward, StepGradients
-from twintune.backends.cuda.loss import trained_tokens
+from twintune.backends.cuda.loss import TokenLosses, trained_tokens
 from twintune.backends.cuda.model import (
     adapter_parameters,
     adapter_tensors,
@@ -104,7 +104,7 @@ class CudaProbe:
         self._model.train()
         self._model.zero_grad()
         row_losses: NDArray[np.float64] = (
-            backward(self._job, self._model, batches, tokens, self._job.own_places[0]).cpu().numpy()
+            backward(self._job, TokenLosses(self._model), batches, tokens, self._job.own_places[0]).cpu().numpy()
         )
         parameters = adapter_parameters(self._model).items()
         return StepGradients(

@@ -3,7 +3,7 @@
 import atexit
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -58,6 +58,8 @@ class TorchGroup:
         try:
             yield
         except RuntimeError as error:
+            if not _of_a_collective(error):
+                raise
             lost = ", ".join(map(str, _lost_ranks(self.store, self.rank)))
             raise UserError(
                 f"rank {self.rank.number}: all ranks must answer, got nothing from {lost or 'one of them'} "
@@ -97,6 +99,11 @@ def _wait_for_all(store: Any, rank: Rank) -> None:
         f"rank {rank.number}: {rank.world_size} ranks must come within {ARRIVAL.seconds} s, got "
         f"{rank.world_size - len(missing)} of them and not {', '.join(map(str, missing))}; start these too"
     )
+
+
+def _of_a_collective(error: RuntimeError) -> bool:
+    """Whether it is NCCL's, or gloo's, whose errors are plain ones with the name of its source file."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _lost_ranks(store: Any, rank: Rank) -> list[int]:
@@ -143,6 +150,12 @@ class Sums:
         self.device = device
         with self.group.naming_the_lost():
             self.ranks = dist.new_group(backend="nccl" if device == "cuda" else "gloo", timeout=STEP)
+
+    @contextmanager
+    def naming_the_lost(self) -> Iterator[None]:
+        """As the group's; what else goes wrong in a computation with collectives in it is passed on."""
+        with self.group.naming_the_lost() if self.group else nullcontext():
+            yield
 
     def number(self, value: float) -> float:
         """The sum of a number over all ranks, in float64, which holds every count of tokens."""

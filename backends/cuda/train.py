@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,25 +12,25 @@ import torch
 from numpy.typing import NDArray
 
 from twintune.artifacts import refuse_used_folder
-from twintune.backends.cuda.checkpoint import resume, save
+from twintune.backends.cuda.checkpoint import read_resumed, save
 from twintune.backends.cuda.device import choose_device, choose_dtype
 from twintune.backends.cuda.dropout import number_tokens
 from twintune.backends.cuda.evaluation import evaluate
 from twintune.backends.cuda.liger import put_on_liger
-from twintune.backends.cuda.loss import require_plain_head, token_losses, trained_tokens
+from twintune.backends.cuda.loss import require_plain_head, trained_tokens
 from twintune.backends.cuda.model import (
     adapter_parameters,
-    adapter_tensors,
     autocast,
     load_base,
     recompute_activations,
 )
-from twintune.backends.cuda.optimizer import make_optimizer, set_learning_rate
+from twintune.backends.cuda.optimizer import make_optimizer
 from twintune.backends.cuda.packed import choose_attention, set_attention
 from twintune.backends.cuda.prefix import put_on_any_adapter
 from twintune.backends.cuda.ranks import Sums
 from twintune.backends.cuda.rows import MicroBatch, open_rows, read_micro_batches
 from twintune.backends.cuda.sharding import shard_base
+from twintune.backends.cuda.update import Update, WholeUpdate
 from twintune.backends.job import Step, TrainJob, Watcher
 from twintune.converters.adapter import read_any_adapter, write_adapter
 from twintune.errors import UserError
@@ -52,20 +53,24 @@ def train(job: TrainJob, watcher: Watcher) -> None:
         attention = choose_attention(job.device, job.dtype)
         watcher.status(f"attention of packed rows: {attention.value} ({attention.reason})")
         set_attention(model.get_base_model(), attention.value)
-    optimizer = make_optimizer(job.optimizer, list(adapter_parameters(model).values()))
-    resume(job, model, optimizer)
-    writes = job.rank.number == 0
-    for step in optimizer_steps(job, model, optimizer, sums):
+    update = make_update(job, model, sums)
+    for step in optimizer_steps(job, update, sums):
         watcher.step(step)
-        if writes and step.step in job.snapshot_steps:
-            write_adapter(job.snapshot(step.step), adapter_tensors(model), job.adapter, str(job.model))
+        if step.step in job.snapshot_steps:
+            _write(job, job.snapshot(step.step), update)
         if step.step in job.evaluation_steps:
-            watcher.evaluated(evaluate(job, model, step.step, sums))
-        if writes and step.step in job.checkpoint_steps:
-            save(job, model, optimizer, step.step)
-            watcher.saved(step.step)
-    if writes:
-        write_adapter(adapter, adapter_tensors(model), job.adapter, str(job.model))
+            watcher.evaluated(evaluate(job, update.losses, step.step, sums))
+        if step.step in job.checkpoint_steps:
+            save(job, update, step.step)
+            if job.rank.number == 0:
+                watcher.saved(step.step)
+    _write(job, adapter, update)
+
+
+def _write(job: TrainJob, folder: Path, update: Update) -> None:
+    tensors = update.adapter()
+    if job.rank.number == 0:
+        write_adapter(folder, tensors, job.adapter, str(job.model))
 
 
 def on_this_machine(job: TrainJob) -> TrainJob:
@@ -77,7 +82,8 @@ def on_this_machine(job: TrainJob) -> TrainJob:
 def load_for_training(job: TrainJob, sums: Sums | None = None) -> Any:
     """The base model with the job's initial adapter on it; only the adapter has gradients.
 
-    With `sums`, those that the ranks add up by, the base is sharded where the job asks for it.
+    With `sums`, those that the ranks add up by, the base is sharded where the job asks for it; for DeepSpeed, which
+    deals out all weights, it stays on the CPU.
     """
     _, tensors = read_any_adapter(job.initial_adapter, to_train=True)
     sharded = sums is not None and job.parallel.sharded
@@ -87,14 +93,34 @@ def load_for_training(job: TrainJob, sums: Sums | None = None) -> Any:
     if job.gradient_checkpointing:
         recompute_activations(base)
     model = put_on_any_adapter(base, job.adapter, tensors, job.initial_adapter)
-    if sums is not None and sharded:
+    if sums is not None and sharded and not job.parallel.zero_stage:
         model = shard_base(model, sums.ranks, job.device)
     with autocast(job.device, job.dtype):
         require_plain_head(model.eval())
     return model.train()
 
 
-def optimizer_steps(job: TrainJob, model: Any, optimizer: Any, sums: Sums) -> Iterator[Step]:
+def make_update(job: TrainJob, model: Any, sums: Sums) -> Update:
+    """How the job's ranks move the adapter, from its beginning or from `job.resume_from` on.
+
+    Raises:
+        UserError: for a checkpoint that is broken or of another adapter or optimizer.
+    """
+    state = read_resumed(job, model)
+    optimizer = make_optimizer(job.optimizer, list(adapter_parameters(model).values()))
+    update: Update
+    if job.parallel.zero_stage:
+        from twintune.backends.cuda.zero import ZeroUpdate  # of DeepSpeed, which few have
+
+        update = ZeroUpdate(job, model, optimizer, sums)
+    else:
+        update = WholeUpdate(model, optimizer, job.optimizer.max_grad_norm, sums)
+    if state is not None:
+        update.put_state(state, str(job.resume_from))
+    return update
+
+
+def optimizer_steps(job: TrainJob, update: Update, sums: Sums) -> Iterator[Step]:
     """Train, giving each optimizer step after `job.steps_done` as it ends: the same on every rank.
 
     Raises:
@@ -102,7 +128,6 @@ def optimizer_steps(job: TrainJob, model: Any, optimizer: Any, sums: Sums) -> It
             that ended, if one has.
     """
     rows, order = open_rows(job.rows / "rows.arrow"), job.own_order
-    parameters = list(adapter_parameters(model).values())
     rates, places = job_learning_rates(job), job.own_places
     batches = read_micro_batches(job, rows, order[job.steps_done : job.steps_done + 1])
     for number in range(job.steps_done, len(order)):
@@ -110,19 +135,16 @@ def optimizer_steps(job: TrainJob, model: Any, optimizer: Any, sums: Sums) -> It
         tokens = int(sums.number(sum(trained_tokens(batch.rows) for batch in batches)))
         if tokens == 0:
             raise UserError(f"{_place(job, number)} must have a trained token, got all labels masked")
-        row_losses = backward(job, model, batches, tokens, places[number])
+        with sums.naming_the_lost():
+            row_losses = backward(job, update.losses, batches, tokens, places[number])
         batches = read_micro_batches(job, rows, order[number + 1 : number + 2])  # while a GPU is still computing
         loss = sums.number(float(row_losses.sum())) / tokens
-        sums.gradients(parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, job.optimizer.max_grad_norm))
+        norm = update.step(float(rates[number]))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
                 f"{_place(job, number)} must have a finite loss and gradient, got loss {loss} and gradient "
                 f"norm {norm}; lower train.learning_rate or look at these rows"
             )
-        set_learning_rate(optimizer, float(rates[number]))
-        optimizer.step()
-        optimizer.zero_grad()
         yield Step(number + 1, loss, norm, float(rates[number]), tokens, time.perf_counter() - began)
 
 
@@ -131,7 +153,7 @@ def job_learning_rates(job: TrainJob) -> NDArray[np.float64]:
     return learning_rates(job.schedule, job.optimizer.learning_rate)
 
 
-def backward(job: TrainJob, model: Any, batches: list[MicroBatch], tokens: int, places: NDArray[np.int64]) -> Any:
+def backward(job: TrainJob, losses: Any, batches: list[MicroBatch], tokens: int, places: NDArray[np.int64]) -> Any:
     """Accumulate gradients of the mean over the step's trained tokens.
 
     In float16 it is those of the sum that go back through the layers, as on ascend, and the adapter's float32 ones are
@@ -139,7 +161,7 @@ def backward(job: TrainJob, model: Any, batches: list[MicroBatch], tokens: int, 
 
     Args:
         job: what is trained.
-        model: with its adapter.
+        losses: a module that gives token_losses.
         batches: of the step, or this rank's share of it.
         tokens: trained ones in the whole step, those of other ranks too.
         places: of the rows in the whole run, which dropout depends on, int64 [accumulation, batch].
@@ -147,19 +169,20 @@ def backward(job: TrainJob, model: Any, batches: list[MicroBatch], tokens: int, 
     Returns:
         Each row's own sum of losses, float64 [accumulation, batch].
     """
-    sums = []
+    row_losses = []
     later = float(tokens) if job.dtype == "float16" else 1.0
     for batch, first in zip(batches, places[:, 0].tolist(), strict=True):
-        number_tokens(job, model, batch.rows, first)
+        number_tokens(job, losses, batch.rows, first)
         with autocast(job.device, job.dtype):
-            losses = token_losses(model, *batch.inputs)
-        (losses.sum() / (tokens / later)).backward()
-        by_row = losses.detach().double().split([row.trained_tokens for row in batch.rows])
-        sums.append(torch.stack([row.sum() for row in by_row]))
+            each = losses(*batch.inputs)
+        (each.sum() / (tokens / later)).backward()
+        by_row = each.detach().double().split([row.trained_tokens for row in batch.rows])
+        row_losses.append(torch.stack([row.sum() for row in by_row]))
     if later > 1:
-        for parameter in adapter_parameters(model).values():
-            parameter.grad /= later
-    return torch.stack(sums)
+        for parameter in losses.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= later
+    return torch.stack(row_losses)
 
 
 def _place(job: TrainJob, number: int) -> str:

@@ -223,12 +223,6 @@ class TrainSection(Section):
         return best
 
 
-def _known_parallel(given: Any) -> Any:
-    if isinstance(given, str) and given.lower().startswith(("deepspeed", "zero")):
-        raise ValueError("should be ddp or fsdp, which shards the frozen base as DeepSpeed's ZeRO 3 does")
-    return given
-
-
 def _not_compiled(asked: bool) -> bool:
     """Measured on 2 CPU cores with 6 layers and ragged rows (docs/benchmarks.md); no GPU was at hand."""
     if asked:
@@ -239,7 +233,8 @@ def _not_compiled(asked: bool) -> bool:
 class CudaSection(Section):
     """How several GPUs share a run, and whose kernels they run."""
 
-    parallel: Annotated[Literal["ddp", "fsdp"], BeforeValidator(_known_parallel)] = "ddp"  # fsdp shards the frozen base
+    # fsdp shards the frozen base; zero1 to zero3 are DeepSpeed's stages (docs/scaling.md), and its stage 0 is ddp
+    parallel: Literal["ddp", "fsdp", "zero0", "zero1", "zero2", "zero3"] = "ddp"
     use_liger_kernel: bool = False  # norms and gated networks by Liger's kernels; no GPU of ours has run them yet
     torch_compile: Annotated[bool, AfterValidator(_not_compiled)] = False
 

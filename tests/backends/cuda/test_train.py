@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, get_scheduler
 from tests.jobs import Recorder, make_job, random_rows, write_rows
 from tests.tiny_models import save_tiny_model
 from twintune.backends.cuda import CudaBackend
+from twintune.backends.cuda.loss import TokenLosses
 from twintune.backends.cuda.model import adapter_parameters
 from twintune.backends.cuda.rows import open_rows, read_micro_batches
 from twintune.backends.cuda.train import backward, load_for_training
@@ -156,7 +157,7 @@ def test_float16_loses_no_gradient_among_many_tokens(tmp_path: Path, times: int)
     for dtype in ("float32", "float16"):
         model = load_for_training(replace(job, dtype=dtype))
         batches = read_micro_batches(job, open_rows(job.rows / "rows.arrow"), job.order[:1])
-        backward(replace(job, dtype=dtype), model, batches, 100 * times, job.own_places[0])
+        backward(replace(job, dtype=dtype), TokenLosses(model), batches, 100 * times, job.own_places[0])
         parameters = adapter_parameters(model).values()
         gradients.append(np.concatenate([parameter.grad.numpy().ravel() for parameter in parameters]))
     plain, half = gradients

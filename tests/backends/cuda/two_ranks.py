@@ -22,7 +22,7 @@ import transformers  # noqa: F401
 import twintune.backends.cuda.ranks as cuda_ranks
 from tests.jobs import Recorder
 from twintune.backends.cuda.sharding import shard_base
-from twintune.backends.cuda.train import train
+from twintune.backends.cuda.train import make_update, train
 from twintune.backends.job import Rank, Step, TrainJob
 from twintune.errors import UserError
 
@@ -43,6 +43,15 @@ def free_port() -> int:
         return port
 
 
+def zero_shares(update: Any) -> dict[str, float]:
+    """Which part of the moments and of a frozen weight this rank has under DeepSpeed."""
+    weight = update._model.get_base_model().get_decoder().layers[0].mlp.down_proj.weight
+    moments = sum(kept["exp_avg"].numel() for kept in update._optimizer.state.values())
+    trained = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in update._parameters.values())
+    share = 1.0 if weight.numel() else weight.ds_tensor.numel() / weight.ds_numel
+    return {"moments": moments / trained, "share": share}
+
+
 def run_rank(name: str, job: TrainJob, number: int) -> None:
     """Train as one of two ranks; what a name begins with happens to rank 1."""
     watcher = Killed() if number and name.startswith("killed") else Recorder()
@@ -50,6 +59,15 @@ def run_rank(name: str, job: TrainJob, number: int) -> None:
         cuda_ranks.ARRIVAL = timedelta(seconds=2)
     own = replace(job, rank=Rank(number, 2, number), output_dir=job.output_dir.with_name(f"{name}-{number}"))
     told: dict[str, Any] = {}
+
+    updates: list[Any] = []
+
+    def make_and_keep(*arguments: Any) -> Any:
+        updates.append(make_update(*arguments))
+        return updates[0]
+
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def shard_and_count(*arguments: Any) -> Any:
         model = shard_base(*arguments)
@@ -59,10 +77,15 @@ def run_rank(name: str, job: TrainJob, number: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("twintune.backends.cuda.train.shard_base", shard_and_count)
+        patch.setattr("twintune.backends.cuda.train.make_update", make_and_keep)
+        if number and name.startswith("broken off"):
+            patch.setattr("twintune.backends.cuda.train.backward", die)
         try:
             train(own, watcher)
         except UserError as error:
             told["error"] = list(error.messages)
+    if name.startswith("stage"):
+        told |= zero_shares(updates[0])
     told["steps"] = [asdict(step) for step in watcher.steps]
     told["evaluations"] = [asdict(evaluation) for evaluation in watcher.evaluations]
     job.output_dir.with_name(f"{name}-{number}.json").write_text(json.dumps(told))
@@ -71,6 +94,8 @@ def run_rank(name: str, job: TrainJob, number: int) -> None:
 def main() -> None:
     """Run every job on both ranks, one job after the other."""
     jobs: dict[str, TrainJob] = pickle.loads(Path(sys.argv[1]).read_bytes())  # noqa: S301  written by the test
+    if any(job.parallel.zero_stage for job in jobs.values()):
+        import deepspeed  # noqa: F401  before the forks too
     for name, job in jobs.items():
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         children = []
