@@ -1,6 +1,6 @@
 """Seconds of an optimizer step on MindSpore's CPU: stock MindFormers and twintune, the same configuration.
 
-    python scripts/bench_step_ascend.py [--layers 30] [--batch 2] [--length 128] [--rounds 10]
+    python scripts/bench_step_ascend.py [--layers 30] [--batch 2] [--length 128] [--prompt 32] [--rounds 10]
 
 A random LLaMA of SmolLM2-135M's shape with LoRA on all linear layers, in float32. MindFormers' own Trainer builds and
 compiles both step cells: its MFTrainOneStepCell, whose overflow check is replaced since it needs NPU operators, and
@@ -60,12 +60,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--batch", type=int, default=2, help="rows of a step")
     parser.add_argument("--length", type=int, default=128, help="tokens of a row, a multiple of 16")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of a row, its first ones, that are not trained")
     parser.add_argument("--rounds", type=int, default=10, help="measured steps of each")
     return parser.parse_args()
 
 
 def make_job(folder: Path, arguments: argparse.Namespace) -> TrainJob:
-    """Two steps on random rows, of which the first quarter is a prompt."""
+    """Two steps on random rows."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=arguments.layers, tie_word_embeddings=True, **SHAPE)
@@ -75,7 +76,7 @@ def make_job(folder: Path, arguments: argparse.Namespace) -> TrainJob:
     for _ in range(arguments.batch):
         ids = draw.integers(1, VOCABULARY, arguments.length).astype(np.int32)
         labels = ids.copy()
-        labels[: arguments.length // 4] = IGNORED
+        labels[: arguments.prompt] = IGNORED
         rows.append(Row(ids, labels))
     (folder / "rows").mkdir()
     mindrecord.write_rows(rows, folder / "rows" / "rows.mindrecord")
@@ -163,7 +164,8 @@ def print_table(seconds: Mapping[str, list[tuple[float, float]]], arguments: arg
     """Medians, and how many times stock MindFormers' they are."""
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
     print(f"LLaMA {json.dumps(SHAPE)}, {arguments.layers} layers, vocabulary {VOCABULARY}, float32, LoRA r 8 on all;")
-    print(f"{arguments.batch} rows of {arguments.length} tokens; median of {arguments.rounds}, alternating;")
+    print(f"{arguments.batch} rows of {arguments.length} tokens, {arguments.prompt} of each not trained;")
+    print(f"median of {arguments.rounds}, alternating;")
     print(f"{os.cpu_count()} cores {platform.machine()}, OMP_NUM_THREADS {threads};")
     print(", ".join(f"{name} {number}" for name, number in versions().items()) + "\n")
     print("| step of | seconds | CPU seconds | times stock | times stock, CPU |\n|---|---:|---:|---:|---:|")
