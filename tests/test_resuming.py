@@ -83,10 +83,8 @@ def run(folder, kill, settings):
     begun, _ = go_on(decide(load_recipe(Path("recipe.yaml"), settings), folder))
     run_training(begun)
 
-on_cuda = ("transformers.models.llama.modeling_llama", "twintune.backends.cuda.train")
-drawing = ("fastchat.conversation", "matplotlib.backends.backend_agg", "matplotlib.figure", "pandas")
-for module in (*(on_cuda if sys.argv[1] == "backend.name=cuda" else ("mindformers",)), *drawing):
-    importlib.import_module(module)
+for package in ("peft", "transformers") if sys.argv[1] == "backend.name=cuda" else ("mindformers",):
+    importlib.import_module(package)
 for name, *kills in (line.split() for line in sys.stdin):
     for kill in [*kills, "never"]:
         child = os.fork()
