@@ -1,7 +1,6 @@
 """A Hugging Face fast tokenizer behind our interface; transformers only loads it."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from twintune.backends import missing_packages
 from twintune.converters.tokenizer import Encoding, Span, Tokenizer, Vocabulary
 from twintune.errors import UserError
+from twintune.protobuf import share_with_mindspore
 
 # One character of Unicode's private plane A stands for each special token: no normalizer touches them.
 FIRST_STAND_IN = 0xF0000
@@ -167,10 +166,7 @@ def _made_of_sentencepiece(folder: Path) -> bool:
 
 def _read(folder: Path, trust_remote_code: bool) -> Any:
     """The fast tokenizer of transformers."""
-    if not missing_packages("ascend"):
-        # transformers may read a SentencePiece model with protobuf, and MindSpore's own messages, should it be
-        # imported later, need this; MindSpore sets it too, which is too late by then.
-        os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+    share_with_mindspore()  # transformers may read a SentencePiece model with protobuf
     import transformers
     from transformers import AutoTokenizer
 

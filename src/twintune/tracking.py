@@ -13,6 +13,7 @@ from typing import Self
 
 from twintune.backends.job import Evaluation, Step
 from twintune.errors import UserError, raise_collected
+from twintune.protobuf import share_with_mindspore
 from twintune.step_cost import StepCost
 from twintune.trackers import MLflow, SwanLab, TensorBoard, TrackedRun, Tracker, WeightsAndBiases
 from twintune.watchers import QuietWatcher
@@ -50,6 +51,7 @@ class Trackers(QuietWatcher):
     """
 
     def __init__(self, names: Sequence[str], run: TrackedRun, measure: Callable[[Step], StepCost]) -> None:
+        share_with_mindspore()  # TensorBoard's events are protobuf's
         self.measure = measure
         self.failures: dict[str, str] = {}
         self.trackers: dict[str, Tracker] = {}
