@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.bench_packing import read_rows
+from scripts.bench_packing import read_rows, renumbered
 from twintune.backends.job import Lora
 from twintune.converters import arrow
 from twintune.converters.adapter import write_initial_adapter
@@ -119,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
 def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[list[Contender], str]:
     """Write model, adapter and rows once; the contenders, and where the rows come from."""
     found, source = read_rows(folder, arguments.length)
-    rows = [row for row in found if row.trained_tokens]
+    rows = [row for row in renumbered(found) if row.trained_tokens]  # so that any tokenizer's ids fit the model
     tokens = sum(len(row.input_ids) for row in rows) / len(rows)
     packed_batch = max(1, round(arguments.batch * tokens / arguments.length))
     job: dict[str, Any] = {

@@ -36,7 +36,7 @@ LLAMA3_ROPE = {
 class Kind:
     """A model's config.json beside tests.tiny_models, and the recipe's keys that matter here.
 
-    Where a second layer or more steps would tell nothing new, there are none: MindSpore compiles five graphs a kind.
+    Where a second layer would tell nothing new, there is none: MindSpore compiles five graphs a kind.
     """
 
     family: str
@@ -47,7 +47,6 @@ class Kind:
     learning_rate: float = 2e-3
     target_modules: tuple[str, ...] = ()  # none: every linear layer
     lora_dropout: float = 0.0
-    steps: int = STEPS
 
 
 KINDS = {
@@ -75,14 +74,13 @@ KINDS = {
         accumulation=3,
         packing=True,
     ),
-    "mistral": Kind("mistral", {"num_hidden_layers": 1}, accumulation=3, steps=20),
+    "mistral": Kind("mistral", {"num_hidden_layers": 1}, accumulation=3),
     "phi-packed": Kind(
         "phi",
         {"num_hidden_layers": 1},
         packing=True,
         target_modules=("Wqkv", "out_proj", "fc1", "fc2"),
         lora_dropout=0.05,
-        steps=20,
     ),
 }
 
@@ -102,7 +100,7 @@ def write_recipe(folder: Path, kind: Kind) -> Path:
         f"lora: {{r: 8, lora_alpha: 16, lora_dropout: {kind.lora_dropout}, "
         f"target_modules: [{', '.join(targets)}]}}\n"
         f"train: {{per_device_train_batch_size: 2, gradient_accumulation_steps: {kind.accumulation}, "
-        f"max_steps: {kind.steps}, learning_rate: {kind.learning_rate}, warmup_ratio: 0.05, weight_decay: 0.01, "
+        f"max_steps: {STEPS}, learning_rate: {kind.learning_rate}, warmup_ratio: 0.05, weight_decay: 0.01, "
         f"optim: {kind.optim}, max_grad_norm: 0.5, seed: 0}}\n",
         encoding="utf-8",
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tests.parity.jobs import KINDS, Recordings
+from tests.parity.jobs import KINDS, STEPS, Recordings
 from twintune.backends import missing_packages
 from twintune.converters.adapter import read_adapter
 from twintune.parity.bundle import ADAPTER, TEXTS
@@ -34,7 +34,7 @@ def test_all_rungs_hold(recordings: Recordings, kind: str) -> None:
     print(figures(verdict))
     assert [rung.status for rung in verdict.rungs] == ["same"] * len(LADDER), verdict.first_difference
     residual = np.array([other.loss - one.loss for one, other in zip(cuda.steps, ascend.steps, strict=True)])
-    assert len(residual) == KINDS[kind].steps
+    assert len(residual) == STEPS
     assert np.abs(residual).max() <= LOSS
     assert abs(residual.mean()) <= MEAN_SIGNED_RESIDUAL
     assert greedy(cuda.json(TEXTS)) == greedy(ascend.json(TEXTS))
