@@ -8,6 +8,7 @@ one line of JSON: see Timed.
 """
 
 import json
+import random
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -71,7 +72,9 @@ def settings(job: dict[str, Any], rows: Path) -> dict[str, Any]:
 def main() -> None:
     """Train, and tell what it took."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    rows = list(packed_rows(job))[: job["steps"] * job["batch"]]
+    rows = list(packed_rows(job))
+    random.Random(0).shuffle(rows)  # the longest conversations, with the longest answers, are in the first
+    rows = rows[: job["steps"] * job["batch"]]
     folder = Path(job["output_dir"]) / "tokenized"
     DatasetDict({"train": Dataset.from_list(rows)}).save_to_disk(folder)
     timed = Timed(job["device"])

@@ -2,7 +2,7 @@
 
     python -m scripts.bench_train_peer trainer|trl JOB.json
 
-It knows nothing of twintune, so that it runs in the peer's own environment. The rows come in the order of the file, one
+It knows nothing of twintune, so that it runs in the peer's own environment. Padded rows come in the order of the file, one
 micro-batch a step. Prints one line of JSON: see Timed.
 """
 
@@ -133,10 +133,10 @@ def with_trainer(job: dict[str, Any], model: Any, rows: Any, tokenizer: Any, tim
 
 
 def with_trl(job: dict[str, Any], model: Any, rows: Any, tokenizer: Any, timed: Timed) -> Any:
-    """TRL, packing."""
+    """TRL, packing; shuffled, since the longest conversations, with the longest answers, are in its first rows."""
     import trl
 
-    trainer = in_file_order(trl.SFTTrainer)(
+    trainer = trl.SFTTrainer(
         model=model,
         args=trl.SFTConfig(**arguments(job), packing=True, max_length=job["length"]),
         train_dataset=rows,
