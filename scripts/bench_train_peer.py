@@ -2,8 +2,8 @@
 
     python -m scripts.bench_train_peer trainer|trl JOB.json
 
-It knows nothing of twintune, so that it runs in the peer's own environment. Padded rows come in the order of the file, one
-micro-batch a step. Prints one line of JSON: see Timed.
+It knows nothing of twintune, so that it runs in the peer's own environment. Padded rows come in the order of the file,
+one micro-batch a step. Prints one line of JSON: see Timed.
 """
 
 import json
