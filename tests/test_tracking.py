@@ -13,7 +13,7 @@ from twintune.tracking import PACKAGES, TRACKERS, Trackers, choose_trackers
 SETTINGS = {"train.learning_rate": 1e-3, "data.train": [{"path": "data.json", "weight": 1.0}], "model.pad_token": None}
 STEPS = [Step(number, 2.0 / number, 0.5, 1e-3, 30, 0.5) for number in (1, 2)]
 EVALUATION = Evaluation(2, 0.0, 90, 1.5)
-TOLD = {
+TOLD: dict[str, list[tuple[int, float]]] = {
     "train/loss": [(1, 2.0), (2, 1.0)],
     "train/grad_norm": [(1, 0.5), (2, 0.5)],
     "train/learning_rate": [(1, 1e-3), (2, 1e-3)],
