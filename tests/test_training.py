@@ -1,5 +1,5 @@
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.fake_backend import FakeBackend
 from tests.smallest_recipe import RECORDS, write_json, write_smallest_recipe
 from twintune.artifacts import sha256_file
 from twintune.backends import Backend, Choice
-from twintune.backends.job import Step
+from twintune.backends.job import Parallel, Rank, Step
 from twintune.converters.adapter import WEIGHTS, make_initial_adapter, read_adapter
 from twintune.errors import UserError
 from twintune.memory_view import estimated_memory
@@ -116,6 +116,23 @@ def test_the_plan_says_what_runs_where_and_why(fake: FakeBackend, recipe: Recipe
     assert plan["adapter's scale"] == "2, lora_alpha / r"
     assert plan["output"] == str(out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("parallel", "words"),
+    [
+        (Parallel(), "(on 2 devices)"),
+        (Parallel(sharded=True), "(on 2 devices that shard the frozen base)"),
+        (Parallel(zero_stage=2), "(on 2 devices in stage 2 of DeepSpeed's ZeRO)"),
+        (Parallel(zero_stage=3, sharded=True), "(on 2 devices in stage 3 of DeepSpeed's ZeRO)"),
+    ],
+)
+def test_the_plan_says_what_devices_share(
+    fake: FakeBackend, recipe: Recipe, out: Path, parallel: Parallel, words: str
+) -> None:
+    run = decide(recipe, out)
+    run = replace(run, job=replace(run.job, rank=Rank(0, 2), parallel=parallel))
+    assert words in dict(plan_lines(run))["steps"]
 
 
 def test_the_plan_says_what_schedule_and_scale_become(fake: FakeBackend, recipe_file: Path, out: Path) -> None:

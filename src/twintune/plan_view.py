@@ -49,6 +49,8 @@ def _devices(job: TrainJob) -> str:
     if job.rank.world_size == 1:
         return ""
     shared = " that shard the frozen base" if job.parallel.sharded else ""
+    if job.parallel.zero_stage:
+        shared = f" in stage {job.parallel.zero_stage} of DeepSpeed's ZeRO"
     if job.data_parallel < job.rank.world_size:
         parallel = job.parallel
         shared = f" in groups of {parallel.model_parallel} model parallel x {parallel.pipeline_stage} pipeline stages"
