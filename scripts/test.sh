@@ -36,8 +36,8 @@ for name in "${names[@]}"; do install "$name"; done
 failed=()
 bash scripts/check.sh .venv-test-both/bin/python || failed+=(check)
 
-# What compares backends takes as long as all the rest: without arguments the two run in a process each.
-compares=(tests/backends/ascend tests/backends/test_*.py tests/parity)
+# Most of what compares backends takes as long as all the rest: without arguments the two run in a process each.
+compares=(tests/backends/ascend tests/backends/test_{sampled_texts,saved_modules,training_features}.py tests/parity)
 runs=(both cuda)
 declare -A environments=([both]=both [cuda]=cuda [both-compares]=both [both-rest]=both)
 declare -A arguments=()
