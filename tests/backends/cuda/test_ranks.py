@@ -1,34 +1,18 @@
-import json
-import os
-import pickle
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.jobs import Recorder, make_job, make_packed_job, random_rows, write_rows
+from tests.backends.cuda.rank_series import TOLERANCE, alone, assert_same_figures, told_by_two
+from tests.jobs import make_job, make_packed_job, random_rows, write_rows
 from twintune.backends import missing_packages
 from twintune.backends.job import Lora, Parallel, TrainJob
 
 if missing_packages("cuda"):
     pytest.skip("trains with torch and peft", allow_module_level=True)
 
-from twintune.backends.cuda.train import train
-
-ROOT = Path(__file__).parents[3]
 LORA = Lora(4, 8, 0.1, ("q_proj", "v_proj", "up_proj"))
 pytestmark = pytest.mark.cuda_alone
-TOLERANCE = 1e-5  # float32: sums in another order
-
-
-def alone(job: TrainJob) -> dict[str, Any]:
-    """The steps and evaluations of one device."""
-    recorder = Recorder()
-    train(job, recorder)
-    return {"steps": [vars(step) for step in recorder.steps], "evaluations": [vars(e) for e in recorder.evaluations]}
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +35,11 @@ def one(jobs: dict[str, TrainJob]) -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def two(jobs: dict[str, TrainJob], one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What both ranks were told, by job; None where a rank was killed or not there."""
-    file = tmp_path_factory.mktemp("jobs") / "jobs.pickle"
-    file.write_bytes(pickle.dumps(jobs))
-    arguments = [sys.executable, "-m", "tests.backends.cuda.two_ranks", str(file)]
-    subprocess.run(arguments, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300)
-    told = {}
-    for name, job in jobs.items():
-        files = [job.output_dir.with_name(f"{name}-{number}.json") for number in range(2)]
-        told[name] = [json.loads(file.read_text()) if file.exists() else None for file in files]
-    return told
+    return told_by_two(jobs, tmp_path_factory.mktemp("jobs"))
 
 
 def assert_same_series(found: dict[str, Any], expected: dict[str, Any], first: int = 0) -> None:
-    assert "error" not in found
-    for figure in ("loss", "grad_norm", "learning_rate", "tokens"):
-        series = [step[figure] for step in found["steps"]]
-        assert series == pytest.approx([step[figure] for step in expected["steps"][first:]], abs=TOLERANCE), figure
+    assert_same_figures(found, expected, first)
     assert [step["step"] for step in found["steps"]] == list(range(first + 1, 21))
 
 

@@ -1,18 +1,13 @@
 """Two ranks under DeepSpeed's ZeRO do what one device does, at every stage."""
 
-import json
-import os
-import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.jobs import Recorder, make_job, random_rows, write_rows
+from tests.backends.cuda.rank_series import TOLERANCE, alone, assert_same_figures, told_by_two
+from tests.jobs import make_job, random_rows, write_rows
 from tests.tiny_models import save_tiny_model
 from twintune.backends import missing_packages
 from twintune.backends.job import Lora, Parallel, TrainJob
@@ -20,20 +15,10 @@ from twintune.backends.job import Lora, Parallel, TrainJob
 if missing_packages("cuda") or not find_spec("deepspeed"):
     pytest.skip("trains with torch, peft and deepspeed", allow_module_level=True)
 
-from twintune.backends.cuda.train import train
-
-ROOT = Path(__file__).parents[3]
 LORA = Lora(4, 8, 0.1, ("q_proj", "v_proj", "up_proj"))
 STEPS = 10
 pytestmark = [pytest.mark.cuda_alone, pytest.mark.slow]
-TOLERANCE = 1e-5  # float32: sums in another order
 STAGES = {1: Parallel(zero_stage=1), 2: Parallel(zero_stage=2), 3: Parallel(zero_stage=3, sharded=True)}
-
-
-def alone(job: TrainJob) -> dict[str, Any]:
-    recorder = Recorder()
-    train(job, recorder)
-    return {"steps": [vars(step) for step in recorder.steps], "evaluations": [vars(e) for e in recorder.evaluations]}
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +45,11 @@ def two(plain: TrainJob, one: dict[str, Any]) -> dict[str, Any]:
     begun = replace(plain, resume_from=plain.checkpoint(6), steps_done=6)
     jobs |= {f"resumed {stage}": replace(begun, parallel=STAGES[stage]) for stage in (2, 3)}
     jobs["broken off"] = replace(plain, parallel=STAGES[3])
-    file = plain.output_dir.with_name("jobs.pickle")
-    file.write_bytes(pickle.dumps(jobs))
-    arguments = [sys.executable, "-m", "tests.backends.cuda.two_ranks", str(file)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    subprocess.run(arguments, cwd=ROOT, env=environment, check=True, timeout=300)
-    told = {}
-    for name in jobs:
-        files = [plain.output_dir.with_name(f"{name}-{number}.json") for number in range(2)]
-        told[name] = [json.loads(file.read_text()) if file.exists() else None for file in files]
-    return told
+    return told_by_two(jobs, plain.output_dir.parent, DS_ACCELERATOR="cpu")
 
 
 def assert_same_series(found: dict[str, Any], expected: dict[str, Any], first: int = 0) -> None:
-    assert "error" not in found
-    for figure in ("loss", "grad_norm", "learning_rate", "tokens"):
-        series = [step[figure] for step in found["steps"]]
-        assert series == pytest.approx([step[figure] for step in expected["steps"][first:]], abs=TOLERANCE), figure
+    assert_same_figures(found, expected, first)
     (evaluation,), (whole,) = found["evaluations"], expected["evaluations"]
     assert evaluation["tokens"] == whole["tokens"]
     assert evaluation["loss"] == pytest.approx(whole["loss"], abs=TOLERANCE)
