@@ -132,7 +132,7 @@ class KeptGraph:
 
     def _loaded(self) -> Path | None:
         """A copy of the kept graph, if there is one; another process may remove it meanwhile."""
-        if not _is_whole(self._folder):
+        if not self._folder.is_dir():
             return None
         used(self._folder)
         copy = _own_folder()
