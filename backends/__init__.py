@@ -166,6 +166,12 @@ class Backend(Protocol):
     def choose_optimizer(self, asked: OptimizerName, device: str) -> Choice:
         """The class that does what `train.optim` asks there. Raises UserError if it has none."""
 
+    def choose_cache(self, asked: str, model: Path, adapter: Path | None, device: str, dtype: str) -> Choice:
+        """What keys and values lie in while a model decodes: `auto`, `static` or `paged` to one of the latter.
+
+        Raises UserError if it cannot be had for these.
+        """
+
     def plan(self, job: TrainJob) -> dict[str, str]:
         """What the framework would be given, as texts by file name, for --dry-run."""
 
@@ -181,6 +187,7 @@ class Backend(Protocol):
         device: str,
         dtype: str,
         quantization: Quantization | None = None,
+        cache_implementation: str = "static",
     ) -> LanguageModel:
         """Load a Hugging Face folder, with a PEFT adapter on it or none, its linear layers quantized or not."""
 

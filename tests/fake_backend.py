@@ -40,6 +40,9 @@ class FakeBackend:
     def choose_optimizer(self, asked: str, device: str) -> Choice:
         return Choice("FakeOptimizer", f"asked {asked} on {device}")
 
+    def choose_cache(self, asked: str, model: Path, adapter: Path | None, device: str, dtype: str) -> Choice:
+        return Choice("static", f"asked {asked} on {device} in {dtype}")
+
     def plan(self, job: TrainJob) -> dict[str, str]:
         return {"fake.yaml": f"steps: {job.schedule.max_steps}\n"}
 
@@ -62,6 +65,7 @@ class FakeBackend:
         device: str,
         dtype: str,
         quantization: Quantization | None = None,
+        cache_implementation: str = "static",
     ) -> "FakeBackend":
         self.loaded.append((model, adapter, pad_token_id, device, dtype, quantization))
         return self

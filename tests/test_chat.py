@@ -95,9 +95,14 @@ def test_what_was_asked_reaches_the_backend(model: Path, flag: str, value: str) 
     assert value in choices[flag].reason
 
 
-@pytest.mark.parametrize("flag", ["device", "dtype"])
+def test_the_cache_asked_for_reaches_the_backend(model: Path) -> None:
+    choices = load_chat(str(model), template="none", cache_implementation="paged").choices
+    assert choices["cache"].reason == "asked paged on cpu in float32"
+
+
+@pytest.mark.parametrize("flag", ["device", "dtype", "cache-implementation"])
 def test_unknown_names_are_told_before_any_backend_sees_them(model: Path, fake: FakeBackend, flag: str) -> None:
-    asked: dict[str, Any] = {flag: "tpu"}
+    asked: dict[str, Any] = {flag.replace("-", "_"): "tpu"}
     with pytest.raises(UserError, match=f"--{flag} must be one of auto, .*, got 'tpu'"):
         load_chat(str(model), template="none", **asked)
     assert not fake.loaded

@@ -34,6 +34,13 @@ class AscendBackend:
         """See profile.choose_optimizer."""
         return profile.choose_optimizer(asked, device)
 
+    def choose_cache(self, asked: str, model: Path, adapter: Path | None, device: str, dtype: str) -> Choice:
+        """See paged_batch.choose_cache."""
+        runtime.import_quietly()
+        from twintune.backends.ascend.paged_batch import choose_cache
+
+        return choose_cache(asked, model, adapter, device, dtype)
+
     def plan(self, job: TrainJob) -> dict[str, str]:
         """The MindFormers YAML for an NPU and, unless devices share a model, for CPU; MindFormers knows every key."""
         runtime.import_quietly()
@@ -63,13 +70,20 @@ class AscendBackend:
         device: str,
         dtype: str,
         quantization: Quantization | None = None,
+        cache_implementation: str = "static",
     ) -> LanguageModel:
         """See decode.MindFormersModel."""
         runtime.import_quietly()
         from twintune.backends.ascend.decode import MindFormersModel
 
         return MindFormersModel(
-            model, adapter, pad_token_id=pad_token_id, device=device, dtype=dtype, quantization=quantization
+            model,
+            adapter,
+            pad_token_id=pad_token_id,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            cache_implementation=cache_implementation,
         )
 
     def learning_rates(self, job: TrainJob) -> NDArray[np.float64]:

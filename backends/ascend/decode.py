@@ -1,4 +1,4 @@
-"""A model loaded into MindFormers' network: logits of whole rows, and decoding with a cache, on any device."""
+"""A model loaded into MindFormers' network: logits of whole rows, and decoding with a cache of ours or of its own."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,13 @@ from numpy.typing import NDArray
 
 from twintune.backends.ascend.cached_batch import CachedBatch
 from twintune.backends.ascend.nf4 import put_on_nf4
+from twintune.backends.ascend.paged_batch import (
+    CACHES,
+    PagedBatch,
+    blocks_for,
+    put_on_paged_context,
+    put_on_paged_settings,
+)
 from twintune.backends.ascend.parameters import (
     check_base,
     names_of_trained,
@@ -27,7 +34,10 @@ from twintune.models import read_model_config
 
 
 class MindFormersModel:
-    """The LanguageModel protocol over a MindFormers network with its adapter, or without."""
+    """The LanguageModel protocol over a MindFormers network with its adapter, or without.
+
+    One network at a time is held: for whole rows and our cache (`static`), or with MindFormers' own cache (`paged`).
+    """
 
     def __init__(
         self,
@@ -38,6 +48,7 @@ class MindFormersModel:
         device: str,
         dtype: str,
         quantization: Quantization | None = None,
+        cache_implementation: str = "static",
     ) -> None:
         self.pad_token_id = pad_token_id
         self.config = read_model_config(model)
@@ -46,8 +57,10 @@ class MindFormersModel:
         self.device = device
         self.dtype = dtype
         self.quantization = quantization
+        self.paged = cache_implementation == "paged"
         self.length = 0
-        self.batch: CachedBatch | None = None
+        self.blocks = 0  # of a paged cache in the network
+        self.batch: CachedBatch | PagedBatch | None = None
 
     def logits(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """Logits of every position, one float32 [length, vocabulary] array a row."""
@@ -57,10 +70,13 @@ class MindFormersModel:
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
         """Begin decoding; float32 [prompts, vocabulary]. Raises UserError for texts beyond the model's positions."""
-        if not self.length:
-            self._build(max(map(len, prompts)) + max_new_tokens)
+        tokens = max(map(len, prompts)) + max_new_tokens
+        if self.paged:
+            self._build(tokens, len(prompts) * blocks_for(tokens))
+        elif not self.length:
+            self._build(tokens)
         if self.batch is None:
-            self.batch = self._cached_batch()
+            self.batch = self._new_batch()
         return self.batch.start(prompts, max_new_tokens)
 
     def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -71,16 +87,19 @@ class MindFormersModel:
         """Append a token to every row; float32 [prompts, vocabulary]."""
         return self._started().step(tokens)
 
-    def _started(self) -> CachedBatch:
+    def _started(self) -> CachedBatch | PagedBatch:
         if self.batch is None:
             raise RuntimeError("start comes first, and again after logits of longer rows than any before")
         return self.batch
 
-    def _cached_batch(self) -> CachedBatch:
+    def _new_batch(self) -> CachedBatch | PagedBatch:
+        network = get_real_models(self.network)
+        if self.paged:
+            return PagedBatch(network, self.pad_token_id, self.config["max_position_embeddings"])
         told = None if self.adapter is None else self.adapter[0]
         virtual_tokens = told.num_virtual_tokens if isinstance(told, PrefixTuning) else 0
         positions = self.config["max_position_embeddings"] - virtual_tokens
-        return CachedBatch(get_real_models(self.network), self.pad_token_id, positions, virtual_tokens)
+        return CachedBatch(network, self.pad_token_id, positions, virtual_tokens)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> ms.Tensor:
         padded = np.full((len(rows), self.length), self.pad_token_id, np.int32)
@@ -88,11 +107,14 @@ class MindFormersModel:
             padded[number, : len(row)] = row
         return ms.Tensor(padded)
 
-    def _build(self, tokens: int) -> None:
-        """Build the network for a length; longer texts need another, as its rotary tables are fixed."""
-        if tokens <= self.length:
+    def _build(self, tokens: int, blocks: int = 0) -> None:
+        """Build the network for a length, and with a paged cache of so many blocks, unless it is there.
+
+        Longer texts need another network, as its rotary tables are fixed, and so does a larger cache.
+        """
+        if tokens <= self.length and blocks <= self.blocks and (blocks > 0) == (self.blocks > 0):
             return
-        self.length = compiled_length(tokens)
+        self.length, self.blocks = compiled_length(tokens), blocks
         self.batch = None  # its graphs are of the network that goes
         section = model_section(
             self.config,
@@ -102,15 +124,20 @@ class MindFormersModel:
             device=self.device,
             dtype=self.dtype,
         )
-        # Flash attention's mask is for MindFormers' own generation loop.
-        section["model_config"]["use_flash_attention"] = False
+        place = context(self.device)
+        if blocks:
+            put_on_paged_settings(section["model_config"], blocks)
+            put_on_paged_context(place)
+        else:  # flash attention's mask is for MindFormers' own generation loop
+            section["model_config"]["use_flash_attention"] = False
         if self.adapter is not None:
             put_on_adapter_section(section, self.adapter[0], self.dtype)
-        self.network = build(section, context(self.device))
+        self.network = build(section, place)
         if self.quantization is not None:
             put_on_nf4(self.network, BLOCK_SIZE)
         self.network.set_train(False)
-        self._load(parameters_by_name(self.network))
+        parameters = parameters_by_name(self.network)
+        self._load({name: weight for name, weight in parameters.items() if not name.endswith(CACHES)})
 
     def _load(self, parameters: dict[str, Any]) -> None:
         put_in(parameters, network_tensors(self.model, self.config, self.dtype, self.quantization))

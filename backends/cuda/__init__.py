@@ -39,6 +39,12 @@ class CudaBackend:
 
         return choose_optimizer(asked, device)
 
+    def choose_cache(self, asked: str, model: Path, adapter: Path | None, device: str, dtype: str) -> Choice:
+        """See device.choose_cache."""
+        from twintune.backends.cuda.device import choose_cache
+
+        return choose_cache(asked)
+
     def plan(self, job: TrainJob) -> dict[str, str]:
         """Nothing: this backend writes no configuration for its framework."""
         return {}
@@ -58,8 +64,9 @@ class CudaBackend:
         device: str,
         dtype: str,
         quantization: Quantization | None = None,
+        cache_implementation: str = "static",
     ) -> LanguageModel:
-        """Load a Hugging Face folder, with a PEFT adapter on it or none."""
+        """Load a Hugging Face folder, with a PEFT adapter on it or none; its cache is static."""
         from twintune.backends.cuda.decode import load_language_model
 
         return load_language_model(

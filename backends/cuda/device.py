@@ -61,6 +61,20 @@ def choose_dtype(asked: str, device: str) -> Choice:
     return Choice("float32", f"{reason}; TF32 is off, so that backends can be compared")
 
 
+def choose_cache(asked: str) -> Choice:
+    """Resolve `auto` or `static`.
+
+    Raises:
+        UserError: for `paged`, which is MindFormers'.
+    """
+    if asked == "paged":
+        raise UserError(
+            "generate.cache_implementation must be auto or static with --backend cuda, got 'paged'; use static, or "
+            "serve what `twintune export` writes with vLLM (docs/serving.md)"
+        )
+    return Choice("static", "as asked" if asked == "static" else "memory for a whole batch, taken once")
+
+
 def put_on(tensor: Any, device: str) -> Any:
     """A tensor of the CPU on a device; a GPU copies it from pinned memory, and nobody waits."""
     return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

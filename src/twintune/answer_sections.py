@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from twintune.recipe_sections import FormatName, Section
+from twintune.recipe_sections import CacheName, FormatName, Section
 
 
 class GenerateSection(Section):
@@ -20,6 +20,7 @@ class GenerateSection(Section):
     min_new_tokens: int = Field(0, ge=0)  # no closing token before so many
     stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # each ends a text, besides the template's own
     seed: int = Field(0, ge=0)
+    cache_implementation: CacheName = "auto"  # static: ours; paged: MindFormers' on an NPU, which auto takes there
     sample_prompts: tuple[str, ...] = ()  # answered before and after training in report.md; none: data.val_size's
     num_samples: int = Field(3, ge=0)  # of validation records, where there are no sample_prompts
 

@@ -17,7 +17,7 @@ from twintune.converters.tokens import load_tokenizer
 from twintune.errors import UserError
 from twintune.generation import OnText, TextGenerator
 from twintune.recipe import Recipe, load_recipe
-from twintune.recipe_sections import DeviceName, DtypeName, ModelSection
+from twintune.recipe_sections import CacheName, DeviceName, DtypeName, ModelSection
 from twintune.resizing import trained_model
 from twintune.sampling import Sampling
 from twintune.training_plan import seam_quantization
@@ -69,6 +69,7 @@ def load_chat(
     template: str | None = None,
     system: str | None = None,
     batch_size: int = 8,
+    cache_implementation: str | None = None,
 ) -> Chat:
     """Load a model, with an adapter or without, on a backend.
 
@@ -81,12 +82,14 @@ def load_chat(
         template: a FastChat name, `tokenizer`, `chatml`, a jinja text, or `none` for prompts as they stand.
         system: replaces the template's own system prompt.
         batch_size: answers that are decoded together.
+        cache_implementation: auto, static or paged; None is what the adapter's recipe says, or auto.
 
     Raises:
         UserError: for whatever is missing or does not fit.
     """
     _require_known("device", device, get_args(DeviceName))
     _require_known("dtype", dtype, get_args(DtypeName))
+    _require_known("cache-implementation", cache_implementation or "auto", get_args(CacheName))
     chosen = choose_backend(backend)
     if adapter is not None:
         check_adapter_settings(adapter)
@@ -98,6 +101,8 @@ def load_chat(
     framework = load_backend(chosen.value)
     place = framework.choose_device(device)
     kind = framework.choose_dtype(dtype, place.value)
+    told = recipe.generate.cache_implementation if recipe else "auto"
+    cache = framework.choose_cache(cache_implementation or told, folder, adapter, place.value, kind.value)
     rendering = None
     if name.value != RAW:
         rendering = load_template(name.value, tokenizer, system or (recipe.data.system if recipe else None))
@@ -108,10 +113,11 @@ def load_chat(
         device=place.value,
         dtype=kind.value,
         quantization=seam_quantization(section),
+        cache_implementation=cache.value,
     )
     stop_text = rendering.stop_text if rendering else None
     generator = TextGenerator(language_model, tokenizer, stop_token_ids(tokenizer, rendering), batch_size, stop_text)
-    choices = {"backend": chosen, "device": place, "dtype": kind, "template": name}
+    choices = {"backend": chosen, "device": place, "dtype": kind, "cache": cache, "template": name}
     if section.load_in_4bit:
         choices["base weights"] = Choice(section.bnb_4bit_quant_type, "from the adapter's recipe.yaml, as trained")
     return Chat(generator, tokenizer, rendering, choices, recipe.data.split_special_tokens if recipe else True)

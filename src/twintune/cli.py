@@ -176,6 +176,10 @@ def generate(
     retries: Annotated[int, typer.Option(help="With --vote: ask again where no text has an answer.")] = 0,
     seed: Annotated[int | None, typer.Option(show_default="adapter's, or 0")] = None,
     batch_size: Annotated[int, typer.Option(help="Answers decoded together.")] = 8,
+    cache_implementation: Annotated[
+        str | None,
+        typer.Option(help="auto, static, or MindFormers' paged on an NPU.", show_default="adapter's, or auto"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Answer questions with a model, tuned or not, on either backend."""
@@ -204,6 +208,7 @@ def generate(
         template=template,
         system=system,
         batch_size=batch_size,
+        cache_implementation=cache_implementation,
     )
     for name, choice in chat.choices.items():
         _print_choice(name, choice)

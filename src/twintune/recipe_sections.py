@@ -41,6 +41,7 @@ TargetModule = Literal[
 BackendName = Literal["auto", "cuda", "ascend"]
 DeviceName = Literal["auto", "cpu", "cuda", "npu"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+CacheName = Literal["auto", "static", "paged"]
 
 
 class Section(BaseModel):

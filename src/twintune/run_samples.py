@@ -112,6 +112,7 @@ def _answers(adapter: Path | None, recipe: Recipe, machine: Chosen, asked: Asked
         backend=machine.backend,
         device=machine.device,
         dtype=machine.dtype,
+        cache_implementation=recipe.generate.cache_implementation,
     )
     return [answer for (answer,) in chat.answer(asked.questions, asked.sampling)]
 

@@ -34,6 +34,7 @@ class SpeakingBackend(FakeBackend):
         device: str,
         dtype: str,
         quantization: Quantization | None = None,
+        cache_implementation: str = "static",
     ) -> "SpeakingBackend":
         self.loaded.append(adapter)
         self.says = self.base if adapter is None else self.tuned

@@ -122,6 +122,7 @@ def load_side(side: Side, recipe: Recipe) -> Chat:
         template=recipe.data.template,
         system=recipe.data.system,
         batch_size=recipe.train.per_device_eval_batch_size,
+        cache_implementation=recipe.generate.cache_implementation,
     )
     return replace(chat, split_special_tokens=recipe.data.split_special_tokens)
 

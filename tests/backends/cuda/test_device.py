@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,16 @@ def test_a_dtype_as_asked(asked: str) -> None:
     choice = CudaBackend().choose_dtype(asked, "cpu")
     assert choice.value == asked
     assert choice.reason.startswith("as asked")
+
+
+@pytest.mark.parametrize("asked", ["auto", "static"])
+def test_the_cache_is_static(tmp_path: Path, asked: str) -> None:
+    assert CudaBackend().choose_cache(asked, tmp_path, None, "cpu", "float32").value == "static"
+
+
+def test_a_paged_cache_belongs_to_the_other_backend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be auto or static with --backend cuda, got 'paged'"):
+        CudaBackend().choose_cache("paged", tmp_path, None, "cpu", "float32")
 
 
 def test_on_a_cpu_the_process_own_memory_counts() -> None:
