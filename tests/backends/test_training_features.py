@@ -36,7 +36,7 @@ def losses(recorder: Recorder) -> list[float]:
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recorder]:
     """Three steps that move nothing, with much dropout; five validation rows in batches of two."""
     folder = tmp_path_factory.mktemp("evaluated")
-    job = make_job(folder, steps=3, lora=DROPOUT, optimizer=STANDING_STILL)
+    job = make_job(folder, steps=3, layers=1, lora=DROPOUT, optimizer=STANDING_STILL)
     write_rows(job.rows, random_rows(5), "validation")
     return {name: trained(job, name, evaluation_steps=(1, 3), evaluation_batch=2) for name in BACKENDS}
 
@@ -62,7 +62,7 @@ def test_unpacked_rows_are_evaluated_by_a_network_for_packed_ones(
     backend: str, tmp_path: Path, evaluated: dict[str, Recorder]
 ) -> None:
     """The tiny model, its adapter and the validation rows are those of the unpacked job."""
-    job = make_packed_job(tmp_path, steps=1, lora=DROPOUT, optimizer=STANDING_STILL)
+    job = make_packed_job(tmp_path, steps=1, layers=1, lora=DROPOUT, optimizer=STANDING_STILL)
     write_rows(job.rows, random_rows(5), "validation")
     (one,) = trained(job, backend, evaluation_steps=(1,), evaluation_batch=3).evaluations
     assert one.loss == pytest.approx(evaluated[backend].evaluations[0].loss, abs=LOSS)
@@ -70,7 +70,7 @@ def test_unpacked_rows_are_evaluated_by_a_network_for_packed_ones(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_recomputed_activations_change_nothing_and_checkpoints_hold_all(backend: str, tmp_path: Path) -> None:
-    job = make_job(tmp_path, accumulation=2, steps=4, checkpoint_steps=(2, 4))
+    job = make_job(tmp_path, accumulation=2, steps=4, layers=1, checkpoint_steps=(2, 4))
     plain = trained(job, backend)
     recomputed = trained(replace(job, output_dir=tmp_path / "again"), backend, gradient_checkpointing=True)
     np.testing.assert_allclose(losses(recomputed), losses(plain), rtol=0, atol=1e-6)

@@ -52,7 +52,7 @@ class Kind:
 KINDS = {
     "llama-linear-rope-adam-weight-decay": Kind(
         "llama",
-        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "num_hidden_layers": 1},
         optim="adam_weight_decay",
         learning_rate=5e-4,
     ),
@@ -68,12 +68,6 @@ KINDS = {
         packing=True,
     ),
     "qwen2": Kind("qwen2", accumulation=3, lora_dropout=0.1),
-    "qwen2-untied-ungrouped-packed": Kind(
-        "qwen2",
-        {"tie_word_embeddings": False, "num_key_value_heads": 4, "num_hidden_layers": 1},
-        accumulation=3,
-        packing=True,
-    ),
     "mistral": Kind("mistral", {"num_hidden_layers": 1}, accumulation=3),
     "phi-packed": Kind(
         "phi",

@@ -35,7 +35,7 @@ def settings_of(optim: Any, weight_decay: float = 0.1) -> Optimizer:
 def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
     """A job whose schedule only twintune has."""
     schedule = Schedule("polynomial", 2, STEPS, {"lr_end": 1e-4, "power": 2.0})
-    return make_job(tmp_path_factory.mktemp("job"), steps=STEPS, lora=PAIRED, schedule=schedule)
+    return make_job(tmp_path_factory.mktemp("job"), steps=STEPS, layers=1, lora=PAIRED, schedule=schedule)
 
 
 @pytest.mark.parametrize("optim", KINDS)

@@ -92,7 +92,7 @@ def test_random_weights_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             super().finetune()
 
     monkeypatch.setattr(train, "Trainer", Forgetful)
-    job = make_job(tmp_path, steps=2, lora=LORA)
+    job = make_job(tmp_path, steps=2, layers=1, lora=LORA)
     job.output_dir.mkdir()
     with pytest.raises(UserError, match="must equal that of"):
         train.train(job, Recorder())
@@ -111,7 +111,7 @@ def test_weights_of_another_model_are_noticed(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
-    job = make_job(tmp_path, steps=2, lora=LORA)
+    job = make_job(tmp_path, steps=2, layers=1, lora=LORA)
     _, tensors = read_adapter(job.initial_adapter)
     (job.initial_adapter / WEIGHTS).unlink()
     (job.initial_adapter / "adapter_config.json").unlink()
@@ -141,7 +141,7 @@ def test_rows_come_in_dealt_order_one_longer_than_the_graph(tmp_path: Path) -> N
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    job = make_job(tmp_path, steps=3, lora=LORA)
+    job = make_job(tmp_path, steps=3, layers=1, lora=LORA)
     _, tensors = read_adapter(job.initial_adapter)
     huge: dict[str, Any] = {name: np.full_like(tensor, 1e30) for name, tensor in tensors.items()}
     for file in job.initial_adapter.iterdir():

@@ -56,7 +56,7 @@ def test_as_many_as_the_fullest_micro_batch_trains(tmp_path: Path) -> None:
 
 
 def test_losses_and_gradients_are_those_of_all_positions(tmp_path: Path) -> None:
-    job = make_job(tmp_path, accumulation=2)
+    job = make_job(tmp_path, accumulation=2, layers=1)
     everywhere, trained = AscendProbe(job), AscendProbe(job)
     cell = trained._mean_gradients
     positions = most_trained(job)
