@@ -52,7 +52,7 @@ def records(path: Path, read_values: list[Any]) -> list[Record]:
 
 
 @at_any_pace
-@given(st.lists(objects | lists, min_size=1), spellings, st.integers(1, 40), st.booleans())
+@given(st.lists(objects | lists, min_size=1, max_size=4), spellings, st.integers(1, 40), st.booleans())
 def test_an_array_comes_back_identical(
     file: Path, written: list[Any], spell: Spelling, chunk: int, marked: bool
 ) -> None:
@@ -60,7 +60,12 @@ def test_an_array_comes_back_identical(
 
 
 @at_any_pace
-@given(st.lists(objects, min_size=1), st.booleans(), st.sampled_from(["\n", "\r\n", "\n\n \n"]), st.integers(1, 40))
+@given(
+    st.lists(objects, min_size=1, max_size=4),
+    st.booleans(),
+    st.sampled_from(["\n", "\r\n", "\n\n \n"]),
+    st.integers(1, 40),
+)
 def test_lines_come_back_identical(file: Path, written: list[Any], ascii_only: bool, end: str, chunk: int) -> None:
     text = end.join(json.dumps(value, ensure_ascii=ascii_only) for value in written)
     assert read(file, text, chunk) == records(file, written)
@@ -68,13 +73,15 @@ def test_lines_come_back_identical(file: Path, written: list[Any], ascii_only: b
 
 
 @at_any_pace
-@given(st.lists(lists, min_size=2), st.integers(1, 40))
+@given(st.lists(lists, min_size=2, max_size=4), st.integers(1, 40))
 def test_lines_of_lists_come_back_identical(file: Path, written: list[Any], chunk: int) -> None:
     assert read(file, "\n".join(map(json.dumps, written)), chunk) == records(file, written)
 
 
 @at_any_pace
-@given(st.lists(objects, min_size=1), spellings, st.sampled_from(["", " ", "\n", "\n\n"]), st.integers(1, 40))
+@given(
+    st.lists(objects, min_size=1, max_size=4), spellings, st.sampled_from(["", " ", "\n", "\n\n"]), st.integers(1, 40)
+)
 def test_objects_in_a_row_come_back_identical(
     file: Path, written: list[Any], spell: Spelling, between: str, chunk: int
 ) -> None:
@@ -82,7 +89,7 @@ def test_objects_in_a_row_come_back_identical(
 
 
 @at_any_pace
-@given(st.data(), st.lists(objects, min_size=1), spellings, st.integers(1, 40))
+@given(st.data(), st.lists(objects, min_size=1, max_size=4), spellings, st.integers(1, 40))
 def test_a_fault_in_an_array_is_placed_as_the_standard_library_places_it(
     file: Path, data: st.DataObject, written: list[Any], spell: Spelling, chunk: int
 ) -> None:
