@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "mindspore", "mindformers", "transformers", "datasets", "fastchat")
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:root|home|Users|work|mnt|opt/wheels|tmp/\w)")

@@ -43,7 +43,11 @@ KILLS: dict[str, dict[str, list[str]]] = {
     "ascend": {"steps_and_events": ["step5", "event30"]},
 }
 
-# Frameworks are imported once and each run is a fork, killed at a step or at a file that is opened or renamed.
+IMPORTS = {
+    "cuda": ["peft", "transformers.models.llama.modeling_llama", "twintune.backends.cuda.train", "pandas"],  # pyarrow's
+    "ascend": ["mindformers", "twintune.backends.ascend.train"],
+}
+# All is imported once and each run is a fork, killed at a step or at a file that is opened or renamed.
 RUNS = """
 import importlib, os, signal, sys
 from pathlib import Path
@@ -83,13 +87,13 @@ def run(folder, kill, settings):
     begun, _ = go_on(decide(load_recipe(Path("recipe.yaml"), settings), folder))
     run_training(begun)
 
-for package in ("peft", "transformers") if sys.argv[1] == "backend.name=cuda" else ("mindformers",):
-    importlib.import_module(package)
+for module in sys.argv[1].split(","):
+    importlib.import_module(module)
 for name, *kills in (line.split() for line in sys.stdin):
     for kill in [*kills, "never"]:
         child = os.fork()
         if not child:
-            run(Path(name), kill, sys.argv[1:])
+            run(Path(name), kill, sys.argv[2:])
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print(name, kill, os.waitstatus_to_exitcode(status), flush=True)
@@ -109,7 +113,8 @@ def outcomes(workplace: Path) -> dict[str, list[int]]:
     """Runs that are killed once and again, going on each time, until they may end; exit codes by run."""
     plan = {"unbroken": [], **KILLS[BACKEND]}
     lines = "".join(f"{name} {' '.join(kills)}\n" for name, kills in plan.items())
-    arguments = [sys.executable, "-c", RUNS, f"backend.name={BACKEND}", *SETTINGS]
+    imports = ",".join([*IMPORTS[BACKEND], "fastchat.conversation", "matplotlib.backends.backend_agg"])
+    arguments = [sys.executable, "-c", RUNS, imports, f"backend.name={BACKEND}", *SETTINGS]
     told = subprocess.run(arguments, cwd=workplace, input=lines, capture_output=True, text=True, check=True)
     codes: dict[str, list[int]] = {name: [] for name in plan}
     for line in told.stdout.splitlines():

@@ -37,14 +37,14 @@ def train(job: TrainJob, backend: str) -> Recorder:
     return log
 
 
-@pytest.fixture(scope="module", params=[("qwen2", None), ("llama", 12)], ids=["qwen2", "llama-projected"])
+@pytest.fixture(scope="module", params=[("qwen2", 2, None), ("llama", 1, 12)], ids=["qwen2", "llama-projected"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    family, hidden = request.param
+    family, layers, hidden = request.param
     folder = tmp_path_factory.mktemp(family)
-    prefix = replace(PREFIX, encoder_hidden_size=hidden)
+    prefix = replace(PREFIX, num_layers=layers, encoder_hidden_size=hidden)
     write_rows(folder / "rows", random_rows()[:6], "validation")
     when: dict[str, Any] = {"evaluation_steps": (HALF,), "checkpoint_steps": (HALF,), "evaluation_batch": 2}
-    job = make_job(folder, family, accumulation=2, steps=STEPS, adapter=prefix, **when)
+    job = make_job(folder, family, accumulation=2, steps=STEPS, layers=layers, adapter=prefix, **when)
     return Trained(job, train(job, "cuda"), train(job, "ascend"))
 
 

@@ -11,12 +11,12 @@ from twintune.backends import load_backend, missing_packages
 from twintune.backends.job import Evaluation, Lora, Optimizer, TrainJob
 from twintune.converters.adapter import read_adapter
 from twintune.converters.training_state import read_checkpoint
-from twintune.recipe_sections import LINEAR_LAYERS
 
 pytest.importorskip("torch", reason="makes its tiny models with torch")
 BACKENDS = [name for name in ("cuda", "ascend") if not missing_packages(name)]
 LOSS = 1e-5  # absolute, float32
-DROPOUT = Lora(4, 8, 0.5, LINEAR_LAYERS)
+TARGETS = ("q_proj", "down_proj")
+DROPOUT = Lora(4, 8, 0.5, TARGETS)
 STANDING_STILL = Optimizer(1e-12, 0.0, 0.9, 0.999, 1e-8, 1.0)
 
 
@@ -70,7 +70,7 @@ def test_unpacked_rows_are_evaluated_by_a_network_for_packed_ones(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_recomputed_activations_change_nothing_and_checkpoints_hold_all(backend: str, tmp_path: Path) -> None:
-    job = make_job(tmp_path, accumulation=2, steps=4, layers=1, checkpoint_steps=(2, 4))
+    job = make_job(tmp_path, accumulation=2, steps=4, layers=1, lora=Lora(4, 8, 0.0, TARGETS), checkpoint_steps=(2, 4))
     plain = trained(job, backend)
     recomputed = trained(replace(job, output_dir=tmp_path / "again"), backend, gradient_checkpointing=True)
     np.testing.assert_allclose(losses(recomputed), losses(plain), rtol=0, atol=1e-6)

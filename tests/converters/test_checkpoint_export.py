@@ -353,6 +353,7 @@ def test_the_front_end_needs_no_framework_for_it(llama: Path, tmp_path: Path) ->
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux tells it")
 def test_memory_is_that_of_one_shard_at_most() -> None:
     """100 MB of weights in shards of 20 MB; a process that held the model would grow by 100 MB."""

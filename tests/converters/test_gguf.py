@@ -108,9 +108,11 @@ def test_text_survives_the_tokenizer(model: Path) -> None:
 def test_the_weights_are_bit_for_bit_those_that_transformers_reads(model: Path, gguf: Path) -> None:
     import torch
     from safetensors.numpy import load_file
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    reference = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    settings = {"gguf_file": gguf.name, "dtype": torch.float32}
+    config = AutoConfig.from_pretrained(model)  # which transformers would read from the GGUF as slowly once more
+    reference = AutoModelForCausalLM.from_pretrained(gguf.parent, config=config, **settings)
     expected = dict(reference.named_parameters())  # tied: the head is not named again
     weights = load_file(model / "model.safetensors")
     assert weights.keys() == expected.keys()

@@ -53,7 +53,7 @@ PIECES = [
 TEXTS = st.lists(
     st.one_of(st.sampled_from(PIECES), st.text(st.characters(exclude_categories=["Cs", "Co"]), max_size=8)), max_size=12
 ).map("".join)
-SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SYSTEMS = {
     "chatml": "tokenizer",
     "sentencepiece": "vicuna_v1.1",

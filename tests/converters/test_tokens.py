@@ -45,18 +45,23 @@ def test_sentencepiece_alone_encodes_as_the_fast_tokenizer(
     assert [text[a:b].strip() for a, b in alone.offsets] == [text[a:b].strip() for a, b in fast.offsets]
 
 
+@pytest.fixture(scope="module")
+def rows_alone(shared_data: Path) -> list[tuple[list[int], list[int]]]:
+    """Ids and labels of GSM8K's rows by LLaMA 2's tokenizer.model alone."""
+    return rows_of_gsm8k(load_tokenizer(shared_data / "tokenizers" / "llama2" / "tokenizer.model"), shared_data)
+
+
 @pytest.mark.parametrize("declared", ["PreTrainedTokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast"])
 def test_sentencepiece_alone_agrees_with_the_fast_tokenizer_on_gsm8k(
-    shared_data: Path, tmp_path: Path, declared: str
+    shared_data: Path, rows_alone: list[tuple[list[int], list[int]]], tmp_path: Path, declared: str
 ) -> None:
     model = shared_data / "tokenizers" / "llama2" / "tokenizer.model"
-    alone = load_tokenizer(model)
     fast = load_tokenizer(change_config(save_fast_twin(model, tmp_path), tokenizer_class=declared))
-    assert _differing_records(alone, fast, shared_data / "gsm8k" / "train.jsonl", 2000) == []
+    assert differing(rows_alone, rows_of_gsm8k(fast, shared_data)) == []
 
 
 def test_sentencepiece_alone_agrees_with_the_tokenizer_that_transformers_makes(
-    shared_data: Path, tmp_path: Path
+    shared_data: Path, rows_alone: list[tuple[list[int], list[int]]], tmp_path: Path
 ) -> None:
     pytest.importorskip("google.protobuf", reason="transformers converts tokenizer.model with protobuf only")
     import transformers
@@ -71,7 +76,7 @@ def test_sentencepiece_alone_agrees_with_the_tokenizer_that_transformers_makes(
         return
     fast = load_tokenizer(tmp_path)
     assert isinstance(fast, FastTokenizer)
-    assert _differing_records(load_tokenizer(model), fast, shared_data / "gsm8k" / "train.jsonl", 2000) == []
+    assert differing(rows_alone, rows_of_gsm8k(fast, shared_data)) == []
 
 
 @pytest.mark.skipif(bool(missing_packages("ascend")), reason="MindSpore is not installed")
@@ -86,25 +91,23 @@ def test_mindspore_can_be_imported_after_a_tokenizer_that_protobuf_read(tmp_path
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
 
 
-def _differing_records(one: Tokenizer, other: Tokenizer, path: Path, count: int) -> list[int]:
-    """Numbers of the records whose ids or labels differ between two tokenizers."""
-    lines = path.read_text(encoding="utf-8").splitlines()[:count]
-    assert len(lines) == count
-    differing = []
-    for number, line in enumerate(lines):
+def rows_of_gsm8k(tokenizer: Tokenizer, shared_data: Path) -> list[tuple[list[int], list[int]]]:
+    """Ids and labels of the first 2,000 records."""
+    lines = (shared_data / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:2000]
+    assert len(lines) == 2000
+    template = load_template("vicuna_v1.1", tokenizer)
+    rows = []
+    for line in lines:
         record = json.loads(line)
         messages = (Message("human", record["question"]), Message("assistant", record["answer"]))
-        rows = []
-        for tokenizer in (one, other):
-            segments = load_template("vicuna_v1.1", tokenizer).segments(Conversation("x", messages))
-            rows.append(make_row(segments, tokenizer, True, 2048))
-        same = [rows[0].input_ids.tolist(), rows[0].labels.tolist()] == [
-            rows[1].input_ids.tolist(),
-            rows[1].labels.tolist(),
-        ]
-        if not same:
-            differing.append(number)
-    return differing
+        row = make_row(template.segments(Conversation("x", messages)), tokenizer, True, 2048)
+        rows.append((row.input_ids.tolist(), row.labels.tolist()))
+    return rows
+
+
+def differing(one: list[Any], other: list[Any]) -> list[int]:
+    """Numbers of the rows that differ."""
+    return [number for number, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]]
 
 
 @pytest.mark.parametrize("text", ["How many clips?", "由题目可知：𠮷 🙂", "a\nb  c"])

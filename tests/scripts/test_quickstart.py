@@ -37,7 +37,7 @@ def train_here(program: list[str], *, cwd: Path, check: bool) -> "subprocess.Com
 def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script in a folder of its own, with the shipped recipe but for a tiny model and three steps."""
     model = save_chatml_tokenizer(tmp_path / "model")
-    save_tiny_model(model, "llama", vocab_size=512, max_position_embeddings=512)
+    save_tiny_model(model, "llama", vocab_size=512, max_position_embeddings=512, num_hidden_layers=1)
     folder = tmp_path / "runs" / "quickstart"
     overrides = (
         f"model.name_or_path={model}",

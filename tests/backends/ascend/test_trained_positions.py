@@ -22,6 +22,7 @@ from twintune.backends.ascend.trained_positions import (
     positions_of,
     put_on_trained_positions,
 )
+from twintune.backends.job import Lora
 from twintune.converters import mindrecord
 from twintune.converters.rows import IGNORED
 
@@ -56,7 +57,7 @@ def test_as_many_as_the_fullest_micro_batch_trains(tmp_path: Path) -> None:
 
 
 def test_losses_and_gradients_are_those_of_all_positions(tmp_path: Path) -> None:
-    job = make_job(tmp_path, accumulation=2, layers=1)
+    job = make_job(tmp_path, accumulation=2, layers=1, lora=Lora(4, 8, 0.0, ("q_proj", "down_proj")))
     everywhere, trained = AscendProbe(job), AscendProbe(job)
     cell = trained._mean_gradients
     positions = most_trained(job)

@@ -15,9 +15,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import peft  # noqa: F401  before the forks
+import pandas  # noqa: F401  before the forks: pyarrow takes it for its first array
+import peft  # noqa: F401
 import pytest
-import transformers  # noqa: F401
+import transformers.models.llama.modeling_llama
+import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
 import twintune.backends.cuda.ranks as cuda_ranks
 from tests.jobs import Recorder
