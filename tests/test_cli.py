@@ -17,6 +17,7 @@ from tests.shipped_recipes import run as run_here
 from tests.smallest_recipe import RECORDS, write_json, write_smallest_recipe
 from twintune import __version__
 from twintune.backends import missing_packages
+from twintune.cli import main
 from twintune.converters.adapter import read_adapter
 
 COMMANDS = ("convert", "prepare", "train", "report", "generate", "evaluate")
@@ -59,6 +60,7 @@ def work(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)])
 def test_help_imports_no_framework(arguments: list[str]) -> None:
     program = (
@@ -79,12 +81,14 @@ def test_help_imports_no_framework(arguments: list[str]) -> None:
     assert all(word in out for word in expected)
 
 
+@pytest.mark.once
 def test_version_and_bare_call(work: Path) -> None:
     assert succeed(work, "--version") == f"twintune {__version__}\n"
     bare = run(work)
     assert "Usage" in bare.stdout + bare.stderr
 
 
+@pytest.mark.once
 def test_unknown_commands_and_flags_end_with_2(work: Path) -> None:
     for arguments in (["trian"], ["train"], ["convert", "--nope"]):
         done = run(work, *arguments)
@@ -92,12 +96,14 @@ def test_unknown_commands_and_flags_end_with_2(work: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.once
 def test_a_refusal_goes_to_stderr_with_exit_code_2(work: Path) -> None:
     done = run(work, "convert", "none.json", "-o", "out.json")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "twintune: none.json: the data must be a file that exists, got nothing there\n"
 
 
+@pytest.mark.once
 def test_convert_makes_fastchat_conversations(work: Path) -> None:
     write_json(work / "data.json", [*RECORDS, {"instruction": "加", "input": "1, 2", "output": "3"}])
     out = succeed(work, "convert", "data.json", "-o", "conversations.json")
@@ -111,6 +117,7 @@ def test_convert_makes_fastchat_conversations(work: Path) -> None:
     assert json.loads((work / "other.json").read_text(encoding="utf-8"))[0]["id"] == "math1"
 
 
+@pytest.mark.once
 def test_convert_takes_gsm8k_as_belle_records(work: Path, shared_data: Path) -> None:
     lines = (shared_data / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:200]
     problems = [json.loads(line) for line in lines]
@@ -191,9 +198,12 @@ def test_the_smallest_recipe_on_cuda(work: Path, capsys: pytest.CaptureFixture[s
     ask(capsys, work, "cuda", "out-cuda/adapter")
     _, tensors = read_adapter(work / "out-cuda" / "adapter")
     assert all(tensor.any() for tensor in tensors.values())  # B too has left zero
-    used = run(work, "train", "recipe.yaml", "--backend", "cuda", "--device", "cpu", "--output-dir", "out-cuda")
-    assert used.returncode == 2
-    assert "out-cuda: --output-dir must be a new or empty folder" in used.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        patch.setattr(sys, "argv", ["twintune", "train", "recipe.yaml", "--output-dir", "out-cuda"])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+    assert "out-cuda: --output-dir must be a new or empty folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow

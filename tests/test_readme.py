@@ -1,9 +1,8 @@
 """The README tells the truth: its recipe is the smallest one, its commands run, its Python too."""
 
 import re
+import runpy
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,7 @@ def test_every_command_is_of_a_known_kind() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"needs both backends, without {', '.join(MISSING)}")
 def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one process, so that the frameworks are imported once; the Python in another."""
+    """In one process, so that the frameworks are imported once."""
     write_smallest_recipe(tmp_path, layers=1)
     monkeypatch.setenv("TWINTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -57,4 +56,5 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
     (python,) = blocks("python")
     program = python.replace('"smollm2-135m-instruct"', '"tiny-llama"').replace("runs/quickstart/ascend", "run")
-    subprocess.run([sys.executable, "-c", program], check=True)
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "program.py"))

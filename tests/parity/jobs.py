@@ -66,9 +66,10 @@ KINDS = {
             "num_hidden_layers": 1,
         },
         packing=True,
+        target_modules=("q_proj", "up_proj", "down_proj"),
     ),
     "qwen2": Kind("qwen2", accumulation=3, lora_dropout=0.1),
-    "mistral": Kind("mistral", {"num_hidden_layers": 1}, accumulation=3),
+    "mistral": Kind("mistral", {"num_hidden_layers": 1}, target_modules=("k_proj", "v_proj", "o_proj", "gate_proj")),
     "phi-packed": Kind(
         "phi",
         {"num_hidden_layers": 1},

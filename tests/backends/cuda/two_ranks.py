@@ -12,11 +12,11 @@ import sys
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pandas  # noqa: F401  before the forks: pyarrow takes it for its first array
-import peft  # noqa: F401
+import peft  # noqa: F401  before the forks
 import pytest
 import transformers.models.llama.modeling_llama
 import transformers.models.qwen2.modeling_qwen2  # noqa: F401
@@ -98,6 +98,7 @@ def main() -> None:
     jobs: dict[str, TrainJob] = pickle.loads(Path(sys.argv[1]).read_bytes())  # noqa: S301  written by the test
     if any(job.parallel.zero_stage for job in jobs.values()):
         import deepspeed  # noqa: F401  before the forks too
+    import_module("pandas")  # which pyarrow takes for its first array
     for name, job in jobs.items():
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         children = []
