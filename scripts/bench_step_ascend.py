@@ -126,7 +126,6 @@ def register_step_for_cpu() -> None:
 def compiled_step(job: TrainJob, settings: Mapping[str, Any]) -> Callable[[], Any]:
     """The step cell that MindFormers' Trainer compiles of a configuration, on the rows of the job."""
     import mindspore as ms
-    from mindformers import Trainer
 
     import twintune.backends.ascend.step  # noqa: F401  registers the step cell with MindFormers
     from twintune.backends.ascend.trained_positions import most_trained, put_on_trained_positions
@@ -142,15 +141,23 @@ def compiled_step(job: TrainJob, settings: Mapping[str, Any]) -> Callable[[], An
         def on_train_step_end(self, run_context: Any) -> None:
             cells.append(run_context.original_args().train_network)
 
+    dataset = finetune(job, settings, Keep())
+    rows = [ms.Tensor(column) for column in next(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))]
+    return lambda: [value.asnumpy() for value in cells[-1](*rows)[:1]]
+
+
+def finetune(job: TrainJob, settings: Mapping[str, Any], callback: Any) -> Any:
+    """Run MindFormers' own Trainer on a configuration and the rows of a job; its data set."""
+    from mindformers import Trainer
+
     base = base_checkpoint(job.model, read_model_config(job.model), job.dtype, None)
     write_yaml(job.output_dir / "mindformers.yaml", dict(settings))
     config = start(job.output_dir / "mindformers.yaml")
     dataset = ordered_dataset(job.rows / "rows.mindrecord", job.order, job.row_length, job.pad_token_id)
     with redirect_stdout(StringIO()):
-        trainer = Trainer(args=config, task="text_generation", train_dataset=dataset, callbacks=[Keep()])
+        trainer = Trainer(args=config, task="text_generation", train_dataset=dataset, callbacks=[callback])
         trainer.finetune(finetune_checkpoint=str(base))
-    rows = [ms.Tensor(column) for column in next(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))]
-    return lambda: [value.asnumpy() for value in cells[-1](*rows)[:1]]
+    return dataset
 
 
 def measure(step: Callable[[], Any]) -> tuple[float, float]:

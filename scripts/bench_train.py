@@ -1,16 +1,16 @@
 """Training beside its peers: trained tokens a second and memory of the same rows, model and LoRA.
 
-    python -m scripts.bench_train --peer-python PYTHON --llamafactory-python PYTHON [--rounds 3] [--steps 4]
+    python -m scripts.bench_train --peer-python PYTHON --llamafactory-python PYTHON --ascend [--rounds 3] [--steps 4]
     python -m scripts.bench_train --device cuda --dtype bfloat16 --shape qwen2-1.5b --length 1024 ...
 
 The first PYTHON is the interpreter of an environment with transformers, PEFT and TRL, which may be this one, the second
 of one with LLaMA-Factory. Beside twintune, padded and packed, run the plain script (transformers' Trainer, PEFT,
 DataCollatorForSeq2Seq) with rows padded to --length and to the longest of the batch, TRL's SFTTrainer with packing, and
-LLaMA-Factory with its neat packing. Conversations are those of
-bench_packing.py, token ids are made once for all, the weights are random. Every run is a process; runs alternate; the
-first step of each does not count. Packed micro-batches have as many rows as hold the tokens of a padded one. Where
-others share the machine, CPU seconds of the process tell more than the clock. scripts/bench_step_ascend.py has stock
-MindFormers.
+LLaMA-Factory with its neat packing; with --ascend, on the CPU, twintune on MindSpore and stock MindFormers, whose rows
+are padded to --length. Conversations are those of bench_packing.py, token ids are made once for all, the weights are
+random. Every run is a process; runs alternate; the first step of each does not count. Packed micro-batches have as many
+rows as hold the tokens of a padded one. Where others share the machine, CPU seconds of the process tell more than the
+clock.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from typing import Any
 
 from scripts.bench_packing import read_rows, renumbered
 from twintune.backends.job import Lora
-from twintune.converters import arrow
+from twintune.converters import arrow, mindrecord
 from twintune.converters.adapter import write_initial_adapter
 from twintune.converters.packing import pack_rows
 from twintune.converters.rows import Row
@@ -57,7 +57,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-OURS, PEER, LLAMAFACTORY = (("-m", f"scripts.bench_train_{name}") for name in ("twintune", "peer", "llamafactory"))
+OURS, PEER, LLAMAFACTORY, MINDFORMERS = (
+    ("-m", f"scripts.bench_train_{name}") for name in ("twintune", "peer", "llamafactory", "mindformers")
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--peer-python", action="append", default=[], help="an interpreter that has the peers")
     parser.add_argument("--llamafactory-python", action="append", default=[], help="an interpreter that has it")
+    parser.add_argument("--ascend", action="store_true", help="MindSpore on the CPU too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="small")
@@ -129,6 +132,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[list[Contender
         "steps": arguments.steps + 1,
         "length": arguments.length,
         "batch": arguments.batch,
+        "backend": "cuda",
         "device": arguments.device,
         "dtype": arguments.dtype,
         "lora_dropout": arguments.lora_dropout,
@@ -138,20 +142,23 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[list[Contender
     }
     adapter = Lora(8, 16, arguments.lora_dropout, LINEAR_LAYERS)
     write_initial_adapter(folder / "initial", Path(job["model"]), read_model_config(Path(job["model"])), adapter, 0)
+    job["folder"] = str(write_rows(folder / "padded", rows, arguments))
     packed = job | {"packed": True, "batch": packed_batch}
-    for place, chosen, is_packed in (("padded", rows, False), ("packed", pack_rows(rows, arguments.length), True)):
-        (folder / place).mkdir()
-        arrow.write_rows(chosen, folder / place / "rows.arrow", packed=is_packed)
+    packed["folder"] = str(write_rows(folder / "packed", pack_rows(rows, arguments.length), arguments, packed=True))
+    recomputed = packed | {"gradient_checkpointing": True}
     ours = (sys.executable, *OURS)
     contenders = [
-        Contender("twintune, packed", ours, packed | {"folder": str(folder / "packed")}),
-        Contender("twintune, padded to the longest", ours, job | {"folder": str(folder / "padded")}),
-        Contender(
-            "twintune, packed, train.gradient_checkpointing",
-            ours,
-            packed | {"folder": str(folder / "packed"), "gradient_checkpointing": True},
-        ),
+        Contender("twintune, packed", ours, packed),
+        Contender("twintune, padded to the longest", ours, job),
+        Contender("twintune, packed, train.gradient_checkpointing", ours, recomputed),
     ]
+    if arguments.ascend:
+        on_mindspore = {"backend": "ascend", "device": "cpu", "dtype": "float32"}
+        contenders += [
+            Contender("twintune on MindSpore, packed", ours, packed | on_mindspore),
+            Contender("twintune on MindSpore, padded to --length", ours, job | on_mindspore),
+            Contender("stock MindFormers, padded to --length", (sys.executable, *MINDFORMERS), job | on_mindspore),
+        ]
     for python in arguments.peer_python:
         versions = environment(python, "transformers", "peft", "trl")
         trainer, trl = (python, *PEER, "trainer"), (python, *PEER, "trl")
@@ -164,6 +171,15 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[list[Contender
         versions = environment(python, "llamafactory", "transformers", "peft")
         contenders.append(Contender(f"LLaMA-Factory, packed ({versions})", (python, *LLAMAFACTORY), packed))
     return contenders, source
+
+
+def write_rows(folder: Path, rows: Sequence[Row], arguments: argparse.Namespace, *, packed: bool = False) -> Path:
+    """The rows for twintune's backends."""
+    folder.mkdir()
+    arrow.write_rows(rows, folder / "rows.arrow", packed=packed)
+    if arguments.ascend:
+        mindrecord.write_rows(list(rows), folder / "rows.mindrecord")
+    return folder
 
 
 def environment(python: str, *names: str) -> str:

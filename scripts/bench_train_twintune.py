@@ -2,7 +2,7 @@
 
     python -m scripts.bench_train_twintune JOB.json
 
-Trains through the cuda backend as `twintune train` does, and prints what bench_train_peer.py prints.
+Trains through a backend as `twintune train` does, and prints what bench_train_peer.py prints.
 """
 
 import json
@@ -61,8 +61,9 @@ def make_job(job: dict[str, Any]) -> TrainJob:
 
 def main() -> None:
     """Train, and tell what it took."""
-    job = make_job(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    backend, timed = load_backend("cuda"), Timed()
+    settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job = make_job(settings)
+    backend, timed = load_backend(settings["backend"]), Timed()
     backend.train(job, timed)
     peak = backend.peak_memory(job.device)
     told = {

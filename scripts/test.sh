@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 python="${PYTHON:-python3.11}"
 logs=build/test
-declare -A extras=([both]=cuda,ascend,dev [cuda]=cuda,deepspeed,dev)
+declare -A extras=([both]=cuda,ascend,dev [cuda]=cuda,deepspeed,liger,dev)
 names=(both cuda)
 
 install() { # NAME

@@ -1,12 +1,15 @@
 """Fixtures that several folders of tests share."""
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.tiny_tokenizers import save_chatml_tokenizer, save_fast_twin, save_sentencepiece_model
 
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read at Triton's first import: Liger's kernels run on a CPU
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
@@ -14,6 +17,11 @@ def pytest_collection_finish() -> None:
     """Leave what the frameworks made on import out of every later collection: a tenth of each graph's compile."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter free it all as it ends: Triton lists what is left."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -236,7 +236,7 @@ class CudaSection(Section):
 
     # fsdp shards the frozen base; zero1 to zero3 are DeepSpeed's stages (docs/scaling.md), and its stage 0 is ddp
     parallel: Literal["ddp", "fsdp", "zero0", "zero1", "zero2", "zero3"] = "ddp"
-    use_liger_kernel: bool = False  # norms and gated networks by Liger's kernels; no GPU of ours has run them yet
+    use_liger_kernel: bool = False  # norms and gated networks by Liger's kernels; interpreted in tests, on no GPU yet
     torch_compile: Annotated[bool, AfterValidator(_not_compiled)] = False
 
 
