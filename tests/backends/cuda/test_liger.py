@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def triton() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
-def test_losses_are_those_without_it(tmp_path: Path, family: str) -> None:
+def test_losses_are_those_without_it_and_other_models_go_without(tmp_path: Path, family: str) -> None:
+    modeling = import_module(f"transformers.models.{family}.modeling_{family}")
+    before = dict(vars(modeling))
     job = replace(make_job(tmp_path, family, steps=STEPS, layers=LAYERS), device=DEVICE)
     losses = []
     for use_liger_kernel in (False, True):
@@ -54,3 +57,4 @@ def test_losses_are_those_without_it(tmp_path: Path, family: str) -> None:
         losses.append([step.loss for step in recorder.steps])
     np.testing.assert_allclose(losses[1], losses[0], rtol=LOSS)
     assert losses[1] != losses[0], "Liger's kernels were not taken"
+    assert vars(modeling) == before, "other models of the process would have them"
