@@ -16,6 +16,7 @@ from typing import Any
 from scripts.bench_step_ascend import finetune, stock_config
 from scripts.bench_train_twintune import make_job
 from twintune.backends.ascend.runtime import import_quietly
+from twintune.converters.rows import IGNORED
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
 def trained_tokens(rows: Path, batch: int, steps: int) -> list[int]:
     """Of each step, whose rows come in the order of the file."""
     with rows.open(encoding="utf-8") as stream:
-        counts = [sum(label != -100 for label in json.loads(line)["labels"][1:]) for line in stream]
+        counts = [sum(label != IGNORED for label in json.loads(line)["labels"][1:]) for line in stream]
     return [sum(counts[step * batch : (step + 1) * batch]) for step in range(steps)]
 
 

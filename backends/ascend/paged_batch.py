@@ -10,7 +10,7 @@ from mindspore import nn
 from numpy.typing import NDArray
 
 from twintune.backends import Choice
-from twintune.backends.room import require_room
+from twintune.backends.ascend.row_lengths import RowLengths
 from twintune.converters.prefix_adapter import is_prefix
 from twintune.errors import UserError
 from twintune.models import read_model_config
@@ -102,11 +102,8 @@ class PagedBatch:
         network.predict_run_mode = True  # logits alone, as MindFormers' own run_mode: predict has them
         self._network = network
         self._pad_token_id = pad_token_id
-        self._positions = positions
-        self._max_new_tokens = 0
+        self._lengths = RowLengths(positions)
         self._tables = np.zeros((0, 0), np.int32)  # numbers of each row's blocks, [rows, blocks]
-        self._lengths = np.zeros(0, np.int32)  # tokens of each row so far
-        self._ends = np.zeros(0, np.int32)  # tokens that it may have
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> NDArray[np.float32]:
         """Begin a batch; logits after the last token of each prompt, float32 [prompts, vocabulary].
@@ -114,12 +111,8 @@ class PagedBatch:
         Raises:
             UserError: if the longest prompt and its new tokens go beyond the model's positions.
         """
-        longest = max(map(len, prompts))
-        require_room(longest, max_new_tokens, self._positions)
-        self._max_new_tokens = max_new_tokens
-        blocks = blocks_for(longest + max_new_tokens)
+        blocks = blocks_for(self._lengths.start(prompts, max_new_tokens))
         self._tables = np.arange(len(prompts) * blocks, dtype=np.int32).reshape(len(prompts), blocks)
-        self._lengths, self._ends = (np.zeros(len(prompts), np.int32) for _ in range(2))
         return self.replace(range(len(prompts)), prompts)
 
     def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -128,15 +121,9 @@ class PagedBatch:
         Raises:
             ValueError: for a prompt that is longer than those of `start`, which the cache has no room for.
         """
-        longest = max(map(len, prompts))
-        room = self._tables.shape[1] * BLOCK_SIZE
-        if longest + self._max_new_tokens > room:
-            raise ValueError(
-                f"a prompt and its new tokens must fit the {room} of the cache, got {longest + self._max_new_tokens}"
-            )
+        self._lengths.put(places, prompts, self._tables.shape[1] * BLOCK_SIZE)
         rows = list(places)
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        self._lengths[rows], self._ends[rows] = lengths, lengths + self._max_new_tokens
+        longest = max(map(len, prompts))
         ids = np.full((len(rows), longest), self._pad_token_id, np.int32)
         slots = np.full((len(rows), longest), -1, np.int32)  # -1: a pad, which MindFormers takes out
         for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
@@ -149,9 +136,8 @@ class PagedBatch:
 
         A row that has had all its new tokens stays as long as it is, and its logits mean nothing.
         """
-        rows = list(range(len(self._lengths)))
-        self._lengths = np.minimum(self._lengths + 1, self._ends)
-        slots = self._tables[:, 0] * BLOCK_SIZE + self._lengths - 1
+        slots = self._tables[:, 0] * BLOCK_SIZE + self._lengths.grow()
+        rows = list(range(len(tokens)))
         return self._forward(tokens.astype(np.int32)[:, None], rows, slots, prefill=False)
 
     def _forward(
@@ -160,7 +146,7 @@ class PagedBatch:
         prompts = {"origin_inputs": ids} if prefill else {}
         logits, _ = self._network.forward(
             ids,
-            self._lengths[rows],
+            self._lengths.now[rows],
             block_tables=self._tables[rows],
             slot_mapping=slots.astype(np.int32),
             prefill=prefill,
